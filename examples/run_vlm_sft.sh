@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Supervised fine-tuning of a vision-language model.
+#
+#   bash examples/run_vlm_sft.sh [CONFIG] [hydra overrides ...]
+#
+# CONFIG: a name in examples/config (default custom_sft_vlm) or the path of a YAML file. Everything the run writes goes
+# to logs/<time>/; the exit status is the run's. RLINF_VLM_PYTHON uses that interpreter instead of setting up .venv.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+config=custom_sft_vlm
+if [ $# -gt 0 ] && [[ "$1" != *=* ]] && [[ "$1" != [~+-]* ]]; then config=$1; shift; fi
+
+python=${RLINF_VLM_PYTHON:-}
+if [ -z "$python" ]; then
+  bash "$root/install.sh"
+  python="$root/.venv/bin/python"
+fi
+
+log="$root/logs/$(date +%Y%m%d-%H%M%S)"
+number=1
+until mkdir -p "$root/logs" && mkdir "$log" 2>/dev/null; do
+  number=$((number + 1))
+  log="${log%-run*}-run$number"
+done
+echo "logs: $log"
+
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" RLINF_VLM_DEMO="$root/.demo" PYTHONUNBUFFERED=1
+# Behind tee, standard output is no terminal: name the device, so that the progress line is still drawn there.
+if [ -t 1 ]; then export RLINF_VLM_TERMINAL=/dev/tty; fi
+# tee ignores Ctrl-C, so that it still writes what the run says while it ends.
+"$python" "$root/examples/train_vlm.py" --config-path "$root/examples/config" --config-name "$config" \
+  runner.logger.log_path="$log" "$@" 2>&1 | tee -i -a "$log/run.log"

@@ -1,0 +1,126 @@
+"""The entry of every run: composes the YAML with Hydra, validates it, and hands it to the runner.
+
+    python examples/train_vlm.py --config-path examples/config --config-name custom_sft_vlm [hydra overrides ...]
+
+The only file that imports Hydra. Exit status: 0 done, 1 failed, 2 a mistake in the config, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlinf_vlm.config.load import load_config
+from rlinf_vlm.runners.launch import launch
+from rlinf_vlm.types import UserError, WorkerFailure
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACEMENT = "cluster.component_placement"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one config; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Train or evaluate a vision-language model.")
+    parser.add_argument("--config-path", default=str(ROOT / "examples" / "config"), help="folder of the YAML files")
+    parser.add_argument("--config-name", default="custom_sft_vlm", help="name in that folder, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", help="key=value, as Hydra reads them")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    try:
+        tree = compose_config(options.config_path, options.config_name, options.overrides)
+        make_missing_demo(tree)
+        launch(load_config(tree))
+    except UserError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        return 2
+    except WorkerFailure as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C\n")
+        return 130
+    return 0
+
+
+def compose_config(folder: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The YAML ``name`` in ``folder`` (or at the path ``name``) with ``overrides``, as a plain dict.
+
+    Raises UserError for a missing or broken YAML, an override that cannot be read, or an interpolation without a value.
+    """
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        folder, name = str(Path(name).parent), Path(name).name
+    name = name.removesuffix(".yaml").removesuffix(".yml")
+    directory = Path(folder).resolve()
+    if not directory.is_dir():
+        raise UserError(f"--config-path={folder!r}: no such folder")
+    if not (directory / f"{name}.yaml").is_file():
+        known = sorted(path.stem for path in directory.glob("*.yaml"))
+        raise UserError(f"config {name!r}: no {name}.yaml in {directory} (there: {', '.join(known) or 'none'})")
+    try:
+        with initialize_config_dir(str(directory), version_base=None):
+            composed = compose(name, overrides=[reach_every_field(text, directory) for text in overrides])
+        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except yaml.YAMLError as error:
+        raise UserError(f"config {name!r} is not YAML: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"config {name!r}: {' '.join(str(error).split())}") from error
+
+
+def reach_every_field(text: str, directory: Path) -> str:
+    """An override that also sets fields that the YAML leaves to their defaults, and placements with commas.
+
+    Hydra refuses a key that the YAML does not hold; the schema knows all keys and refuses the others with a suggestion.
+    So ``a.b=1`` becomes ``++a.b=1`` unless ``a.b`` is a group of files. ``PLACEMENT.x=0-1,3`` would be a sweep: quoted.
+    """
+    override = OverridesParser.create().parse_override(text)
+    if override.type is not OverrideType.CHANGE or (directory / str(override.key_or_group)).is_dir():
+        return text
+    if override.is_sweep_override() and override.key_or_group.startswith(PLACEMENT):
+        return f"++{override.get_key_element()}='{text.partition('=')[2]}'"
+    _refuse_sweep(override, text)
+    return f"++{text}"
+
+
+def _refuse_sweep(override: Override, text: str) -> None:
+    if override.is_sweep_override():
+        key, _, value = text.partition("=")
+        raise UserError(f"{text}: commas make a list of runs; quote a text ({key}='\"{value}\"') or write [{value}]")
+
+
+def make_missing_demo(tree: Mapping[str, Any]) -> None:
+    """Makes the demo data and model when the config points there and they are not there yet."""
+    demo = Path(os.environ.get("RLINF_VLM_DEMO", ".demo"))
+    data, model = tree.get("data") or {}, (tree.get("actor") or {}).get("model") or {}
+    named = [model.get("model_path"), data.get("train_data_paths"), data.get("eval_data_paths")]
+    missing = [
+        text for text in named if isinstance(text, str) and text.startswith(f"{demo}/") and not Path(text).exists()
+    ]
+    if missing:
+        script = ROOT / "toolkits" / "data" / "make_demo.py"
+        status = subprocess.run([sys.executable, str(script), "--out", str(demo)], check=False).returncode
+        if status:
+            raise UserError(f"{missing[0]} is missing and {script.name} could not make it (status {status}, see above)")
+
+
+def _end_on_sigterm(number: int, frame: object) -> None:
+    """Unwinds like an error, so that the cluster is closed and no process stays."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The maths of training as pure functions: losses and schedules."""

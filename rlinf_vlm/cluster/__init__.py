@@ -1,0 +1,1 @@
+"""Where processes run (placement, pure) and running them (Ray cluster and worker groups)."""

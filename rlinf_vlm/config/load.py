@@ -1,0 +1,98 @@
+"""From a plain dict (composed YAML) to a Config, and from pydantic's errors to one line a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from rlinf_vlm.config.schema import Config
+from rlinf_vlm.registry import nearest
+from rlinf_vlm.types import UserError
+
+
+def load_config(tree: Mapping[str, Any]) -> Config:
+    """Validates ``tree``. Raises UserError with one line a mistake: key, value, what is wrong, what the field means."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_line(item, tree) for item in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _line(item: Any, tree: Mapping[str, Any]) -> str:
+    """One pydantic error as ``key=value: problem. Meaning of the field``."""
+    path = _yaml_path(item["loc"], tree)
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return f"{key}={_shown(item['input'])}: unknown key{_suggestion(path)}"
+    meaning = _meaning(path)
+    if item["type"] == "missing":
+        return f"{key}: required but not given. {meaning}".rstrip()
+    problem = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):
+        return f"{key}.{problem}"  # a block's own check: its message starts with the name of a field of the block
+    return f"{key}={_shown(item['input'])}: {problem[:1].lower() + problem[1:]}. {meaning}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be written, cut where it would fill the line."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _yaml_path(location: tuple[Any, ...], tree: Mapping[str, Any]) -> list[str]:
+    """The part of pydantic's location that exists in the YAML (it appends the names of union branches)."""
+    path: list[str] = []
+    node: Any = tree
+    for part in location:
+        inside_mapping = isinstance(node, Mapping)
+        if inside_mapping and part not in node and (part not in _fields(path)):
+            break
+        if not inside_mapping and not (isinstance(part, int) and isinstance(node, (list, tuple))):
+            break
+        path.append(str(part))
+        node = node.get(part) if inside_mapping else node[part]
+    return path
+
+
+def _fields(path: list[str]) -> Mapping[str, Any]:
+    """The fields of the block at ``path``; empty where there is no block."""
+    block: Any = Config
+    for part in path:
+        field = block.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return {}
+        block = annotation
+    return block.model_fields
+
+
+def _meaning(path: list[str]) -> str:
+    """The docstring of the field at ``path``, on one line; empty for a part of a field."""
+    field = _fields(path[:-1]).get(path[-1]) if path else None
+    return " ".join(field.description.split()) if field and field.description else ""
+
+
+def field_paths(block: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the schema as a dotted path, blocks included."""
+    paths: list[str] = []
+    for name, field in block.model_fields.items():
+        paths.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            paths += field_paths(field.annotation, f"{prefix}{name}.")
+    return paths
+
+
+def _suggestion(path: list[str]) -> str:
+    """``; did you mean ...?`` with the nearest key of the same block, else of the whole schema."""
+    siblings = _fields(path[:-1])
+    guess = nearest(path[-1], siblings)
+    if guess:
+        return f"; did you mean {'.'.join([*path[:-1], guess])}?"
+    by_name = {dotted.rpartition(".")[2]: dotted for dotted in field_paths()}
+    elsewhere = nearest(path[-1], by_name)
+    if elsewhere:
+        return f"; did you mean {by_name[elsewhere]}?"
+    return f"; remove it (keys here: {', '.join(siblings)})"

@@ -1,0 +1,275 @@
+"""A conversation becomes a sample: ids, labels, positions and processed images, from one rendering.
+
+    Conversation -> chat template, once -> text -> tokenizer, once, with character offsets
+                 -> image placeholders expanded by what the processor makes of each image
+                 -> labels where the assistant speaks
+
+What is supervised: the assistant's tokens and the token that ends its turn; nothing of the template before or after
+them. Where a turn begins is where the template's own generation prompt ends, so at inference the model stands exactly
+where it stood in training.
+
+Invariants: the ids equal those of the Hugging Face processor on the same conversation; the number of image tokens of
+an image is the number of features that its tensors give. The processor sees each image once (a small cache serves rows
+that share an image). Does not read files, batch, or know a model family: positions come from a function that is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlinf_vlm.data.images import load_image
+from rlinf_vlm.types import IGNORE_INDEX, Conversation, ImagePart, Message, ProcessedImage, RowError, Sample
+
+PositionFn = Callable[[torch.Tensor, Sequence[ProcessedImage]], torch.Tensor]
+"""(input_ids [L], images in order) -> position_ids [3, L]."""
+
+NOT_IMAGE_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"})
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}IMAGE{% else %}{{ c.text }}{% endif %}"
+    "{% endfor %}{% if m.role == 'assistant' %}EOS{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+)
+"""Used when data.apply_chat_template is false; IMAGE and EOS stand for the model's own marks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderOptions:
+    """data.* settings that shape a sample; a limit of None does not limit."""
+
+    chat_template: bool = True
+    max_prompt_length: int | None = None
+    max_length: int | None = None
+    max_length_name: str = "data.max_length"
+    """The setting that max_length comes from, for the message."""
+    cache_bytes: int = 64 << 20
+    """Memory for processed images of recent rows, in each loading process."""
+
+
+class ImageProcessor:
+    """Processes images one by one, and keeps the most recent ones."""
+
+    def __init__(self, processor: Any, options: RenderOptions) -> None:
+        self.processor = processor
+        self.options = options
+        self.token: str = _attribute(processor, "image_token")
+        self.token_id: int = processor.tokenizer.convert_tokens_to_ids(self.token)
+        self._recent: OrderedDict[bytes, ProcessedImage] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, ref: Any, base: Path | None) -> ProcessedImage:
+        """The image that ``ref`` refers to. Raises RowError when it cannot be read."""
+        key = image_key(ref, base)
+        if key is not None and key in self._recent:
+            self._recent.move_to_end(key)
+            return self._recent[key]
+        image = load_image(ref, base)
+        key = key or hashlib.blake2b(image.tobytes() + repr(image.size).encode(), digest_size=16).digest()
+        processed = self._process(key, image)
+        self._keep(processed)
+        return processed
+
+    def _process(self, key: bytes, image: Any) -> ProcessedImage:
+        try:
+            output = self.processor(text=[self.token], images=[image], return_tensors="pt", add_special_tokens=False)
+        except ValueError as error:  # e.g. an aspect ratio that the model's processor refuses
+            width, height = image.size
+            raise RowError(f"the processor refuses the image of {width}x{height} pixels: {error}") from error
+        token_ids = tuple(output["input_ids"][0].tolist())
+        tensors = {name: value for name, value in output.items() if name not in NOT_IMAGE_TENSORS}
+        return ProcessedImage(
+            key=key, token_ids=token_ids, num_features=token_ids.count(self.token_id), tensors=tensors
+        )
+
+    def _keep(self, image: ProcessedImage) -> None:
+        self._recent[image.key] = image
+        self._bytes += _nbytes(image)
+        while self._bytes > self.options.cache_bytes and len(self._recent) > 1:
+            _, oldest = self._recent.popitem(last=False)
+            self._bytes -= _nbytes(oldest)
+
+
+class Renderer:
+    """Renders conversations for one model. Picklable: it travels to the loading processes."""
+
+    def __init__(self, processor: Any, positions: PositionFn, options: RenderOptions) -> None:
+        self.tokenizer = processor.tokenizer
+        self.processor = processor
+        self.positions = positions
+        self.options = options
+        self.images = ImageProcessor(processor, options)
+        video_token = getattr(processor, "video_token", None)
+        self._video_id = None if video_token is None else self.tokenizer.convert_tokens_to_ids(video_token)
+        self._special_ids = frozenset(self.tokenizer.all_special_ids) | {
+            index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
+
+    def render(self, conversation: Conversation, *, row: int, base: Path | None = None) -> Sample:
+        """The sample of ``conversation``. Raises RowError when the row cannot be used."""
+        images = [self.images(ref, base) for ref in conversation.images]
+        return self._sample(conversation, images, row=row, choice=conversation.choice_index)
+
+    def render_choices(self, conversation: Conversation, *, row: int, base: Path | None = None) -> list[Sample]:
+        """One sample for every choice in place of the last answer, in the order of the choices; else just the one."""
+        if not conversation.choices:
+            return [self.render(conversation, row=row, base=base)]
+        images = [self.images(ref, base) for ref in conversation.images]
+        return [
+            self._sample(with_answer(conversation, text), images, row=row, choice=index)
+            for index, text in enumerate(conversation.choices)
+        ]
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The text that the model is asked to continue after ``messages``."""
+        return self._apply(messages, add_generation_prompt=True)
+
+    def _sample(
+        self, conversation: Conversation, images: Sequence[ProcessedImage], *, row: int, choice: int | None
+    ) -> Sample:
+        text, spans = self._text_and_spans(conversation.messages)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        supervised = self._supervised(encoding["input_ids"], encoding["offset_mapping"], spans, text)
+        ids, labels = self._expand(encoding["input_ids"], supervised, images)
+        prompt_length = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), len(ids))
+        self._check_lengths(prompt_length, len(ids))
+        input_ids = torch.tensor(ids, dtype=torch.int64)
+        return Sample(
+            row=row,
+            input_ids=input_ids,
+            labels=torch.tensor(labels, dtype=torch.int64),
+            position_ids=self.positions(input_ids, images),
+            images=tuple(images),
+            prompt_length=prompt_length,
+            conversation=conversation,
+            choice=choice,
+        )
+
+    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        content = [{"role": message.role, "content": _template_parts(message)} for message in messages]
+        if self.options.chat_template:
+            return self.processor.apply_chat_template(
+                content, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        image = f"{getattr(self.processor, 'vision_start_token', None) or ''}{self.images.token}"
+        image += getattr(self.processor, "vision_end_token", None) or ""
+        template = PLAIN_TEMPLATE.replace("IMAGE", image).replace("EOS", self.tokenizer.eos_token)
+        return self.tokenizer.apply_chat_template(content, tokenize=False, chat_template=template)
+
+    def _text_and_spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered conversation, and for each assistant turn the characters after its generation prompt."""
+        text = self._apply(messages, add_generation_prompt=False)
+        spans = []
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            start = self._apply(messages[:index], add_generation_prompt=True)
+            last = index + 1 == len(messages)
+            end = text if last else self._apply(messages[: index + 1], add_generation_prompt=False)
+            if not text.startswith(start) or not text.startswith(end):
+                raise RowError(
+                    f"the chat template changes earlier text once message {index} is added, "
+                    "so what the assistant says cannot be told apart from the prompt"
+                )
+            spans.append((len(start), len(end)))
+        return text, spans
+
+    def _supervised(
+        self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], text: str
+    ) -> list[bool]:
+        """For each token, whether it is the assistant's own or ends its turn."""
+        supervised = [False] * len(ids)
+        for start, end in spans:
+            inside = [place for place, (first, last) in enumerate(offsets) if last > start and first < end]
+            enders = [place for place in inside if ids[place] in self._special_ids]
+            if not enders or text[offsets[enders[-1]][1] : end].strip():
+                raise RowError(
+                    f"the chat template ends the assistant's turn with {text[start:end][-20:]!r}, "
+                    "which holds no special token that a model could learn to stop at"
+                )
+            for place in inside:
+                supervised[place] = place <= enders[-1]
+        return supervised
+
+    def _expand(
+        self, ids: Sequence[int], supervised: Sequence[bool], images: Sequence[ProcessedImage]
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels with each image placeholder replaced by its image's tokens."""
+        placeholders = ids.count(self.images.token_id)
+        if placeholders != len(images):
+            raise RowError(
+                f"the rendered text has {placeholders} image placeholders {self.images.token!r} but the row has "
+                f"{len(images)} images"
+            )
+        if self._video_id is not None and self._video_id in ids:
+            raise RowError(f"the text holds the video placeholder {self.processor.video_token!r}; videos are not read")
+        expanded: list[int] = []
+        labels: list[int] = []
+        remaining = iter(images)
+        for token, own in zip(ids, supervised, strict=True):
+            if token == self.images.token_id:
+                image_ids = next(remaining).token_ids
+                expanded += image_ids
+                labels += [IGNORE_INDEX] * len(image_ids)
+            else:
+                expanded.append(token)
+                labels.append(token if own else IGNORE_INDEX)
+        return expanded, labels
+
+    def _check_lengths(self, prompt_length: int, length: int) -> None:
+        options = self.options
+        if options.max_prompt_length is not None and prompt_length > options.max_prompt_length:
+            raise RowError(
+                f"the prompt has {prompt_length} tokens, more than data.max_prompt_length={options.max_prompt_length}"
+            )
+        if options.max_length is not None and length > options.max_length:
+            raise RowError(f"the sample has {length} tokens, more than {options.max_length_name}={options.max_length}")
+
+
+def with_answer(conversation: Conversation, text: str) -> Conversation:
+    """The conversation with ``text`` as its last message."""
+    last = Message(role=conversation.messages[-1].role, parts=(text,))
+    return Conversation(
+        messages=(*conversation.messages[:-1], last),
+        images=conversation.images,
+        question=conversation.question,
+        answer=conversation.answer,
+        choices=conversation.choices,
+        choice_index=conversation.choice_index,
+    )
+
+
+def image_key(ref: Any, base: Path | None) -> bytes | None:
+    """A key of an image by its encoded bytes or its file; None where only the pixels can tell."""
+    if isinstance(ref, Mapping):
+        ref = ref.get("bytes") or ref.get("path")
+    if isinstance(ref, str):
+        path = Path(base or ".", ref)
+        if not path.is_file():
+            return None
+        stat = path.stat()
+        ref = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()
+    return hashlib.blake2b(ref, digest_size=16).digest() if isinstance(ref, bytes) else None
+
+
+def _template_parts(message: Message) -> list[dict[str, str]]:
+    """The message's parts as chat templates read them."""
+    return [
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part} for part in message.parts
+    ]
+
+
+def _attribute(processor: Any, name: str) -> str:
+    value = getattr(processor, name, None)
+    if not isinstance(value, str):
+        raise ValueError(f"{type(processor).__name__} has no {name}: no processor of an image-text-to-text model")
+    return value
+
+
+def _nbytes(image: ProcessedImage) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in image.tensors.values())

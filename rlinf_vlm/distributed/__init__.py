@@ -1,0 +1,1 @@
+"""torch.distributed: process groups, FSDP2, saving. Knows no data, no Ray."""

@@ -1,0 +1,1 @@
+"""Evaluation: what the model answered, judged and summed up. Plain Python, no torch."""

@@ -1,0 +1,105 @@
+"""What a model folder says of itself, read from its JSON files and safetensors headers: no torch, no weights.
+
+A safetensors file starts with the header's length (8 bytes, little endian) and the header itself, JSON that maps each
+tensor's name to its dtype, shape and place (https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlinf_vlm.types import UserError
+
+KEY = "actor.model.model_path"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """A model on disk.
+
+    model_type: of its config.json; parameters: their number, None without safetensors; largest_block: parameters of
+    its largest layer; hidden_size, num_layers: of the language model, 0 where the config does not say.
+    """
+
+    path: Path
+    model_type: str
+    parameters: int | None
+    largest_block: int
+    hidden_size: int
+    num_layers: int
+
+
+def read_model_folder(model_path: str) -> ModelFolder:
+    """Raises UserError when the folder is missing, has no readable config.json, or a weight file is missing or cut."""
+    path = Path(model_path).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{KEY}={model_path!r}: no such folder; download the model and set {KEY} to its folder")
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"{KEY}={model_path!r}: the folder has no config.json, so it is no Hugging Face model folder")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{KEY}={model_path!r}: its config.json is not JSON ({error}); copy it again") from error
+    sizes = _parameter_sizes(path)
+    text = config.get("text_config") or config
+    return ModelFolder(
+        path=path,
+        model_type=str(config.get("model_type", "")),
+        parameters=sum(sizes.values()) if sizes else None,
+        largest_block=_largest_block(sizes),
+        hidden_size=int(text.get("hidden_size") or 0),
+        num_layers=int(text.get("num_hidden_layers") or 0),
+    )
+
+
+def _parameter_sizes(path: Path) -> dict[str, int]:
+    """Name -> number of elements, over all safetensors files; empty when there are none."""
+    index = path / "model.safetensors.index.json"
+    files = sorted(path.glob("*.safetensors"))
+    if index.is_file():
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in named if not (path / name).is_file()]
+        if missing:
+            raise UserError(
+                f"{KEY}={str(path)!r}: {len(missing)} of {len(named)} weight files are missing ({missing[0]}); "
+                "copy the folder again"
+            )
+        files = [path / name for name in named]
+    sizes: dict[str, int] = {}
+    for file in files:
+        header = _header(file)
+        sizes.update({name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"})
+    return sizes
+
+
+def _header(file: Path) -> Mapping[str, Any]:
+    """A safetensors header, after checking that the file is as long as it says."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (ValueError, MemoryError, OverflowError) as error:
+        raise UserError(f"{KEY}: {file} is cut or no safetensors file ({error}); copy it again") from error
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if file.stat().st_size < 8 + length + end:
+        raise UserError(
+            f"{KEY}: {file} has {file.stat().st_size} bytes of {8 + length + end}: it is cut; copy it again"
+        )
+    return header
+
+
+def _largest_block(sizes: Mapping[str, int]) -> int:
+    """Parameters of the largest numbered layer."""
+    blocks: dict[str, int] = {}
+    for name, size in sizes.items():
+        match = re.match(r"(.*?\.\d+)\.", name)
+        if match:
+            blocks[match.group(1)] = blocks.get(match.group(1), 0) + size
+    return max(blocks.values(), default=0)

@@ -1,0 +1,179 @@
+"""The model that the trainer holds: a transformers vision-language model that scores packed micro-batches.
+
+Dataflow: MicroBatch -> backbone (vision tower, image features into embeddings, language model) -> last hidden states
+[T, H] -> supervised places only -> TokenScores.
+Invariants: in fp32 the scores are those of transformers' own forward of each sample alone; a micro-batch without images
+or without labels still runs, forwards and backwards, through every parameter that one with them would.
+The module calls the parts of the transformers model itself, and is meant to be the FSDP2 root.
+Not here: losses, optimizers, sharding, building (loading.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rlinf_vlm.models.families import FamilySpec
+from rlinf_vlm.models.token_scores import CHUNK, score_labels
+from rlinf_vlm.types import IGNORE_INDEX, MicroBatch, TokenScores, UserError
+
+_PREFIX = "hf."
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What the host must know of a micro-batch: segment lengths, and the grids of its images (empty without)."""
+
+    lengths: tuple[int, ...]
+    grids: tuple[tuple[int, int, int], ...]
+    num_used_features: int
+
+
+class Backbone(Protocol):
+    """What a family implements. Made as ``Backbone(hf_model, attention_name)``."""
+
+    def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
+        """The last hidden states [T, H] of a micro-batch, after the final norm."""
+        ...
+
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """(vision blocks, decoder layers), each in the order in which they run."""
+        ...
+
+
+class VisionLanguageModel(nn.Module):
+    """``model(batch) -> TokenScores``. ``hf`` is the transformers model, whose parameters are all there are."""
+
+    def __init__(self, hf: nn.Module, spec: FamilySpec, backbone: Backbone, *, chunk: int = CHUNK) -> None:
+        super().__init__()
+        self.hf = hf
+        self.spec = spec
+        self.chunk = chunk
+        self._backbone = backbone
+        check_head(hf)
+
+    def forward(self, batch: MicroBatch) -> TokenScores:
+        """Scores of the supervised tokens; all tensors on the model's device. ValueError for an inconsistent batch."""
+        hidden = self._backbone.hidden_states(batch)
+        head = self.hf.get_output_embeddings()  # type: ignore[operator]
+        return score_labels(hidden, batch.labels, batch.num_supervised, head, chunk=self.chunk)
+
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """(vision blocks, decoder layers), each in the order in which they run."""
+        return self._backbone.blocks()
+
+    @staticmethod
+    def hf_state_name(name: str) -> str:
+        """The name in the transformers model of a parameter or buffer of this module.
+
+        Example: ``hf_state_name("hf.model.visual.patch_embed.proj.weight") == "model.visual.patch_embed.proj.weight"``
+        """
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "")
+        return name.removeprefix(_PREFIX)
+
+    @staticmethod
+    def state_name(hf_name: str) -> str:
+        """The inverse of ``hf_state_name`` for an unwrapped module."""
+        return _PREFIX + hf_name
+
+    def tied_names(self) -> dict[str, str]:
+        """{name of a tied parameter: name of the parameter that it is}, as transformers names; empty when none is."""
+        first: dict[int, str] = {}
+        tied: dict[str, str] = {}
+        for name, parameter in self.hf.named_parameters(remove_duplicate=False):
+            other = first.setdefault(id(parameter), self.hf_state_name(name))
+            if other != self.hf_state_name(name):
+                tied[self.hf_state_name(name)] = other
+        return tied
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Whether layers are computed again in the backward pass instead of kept (in training mode only)."""
+        if enabled:
+            self.hf.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        else:
+            self.hf.gradient_checkpointing_disable()  # type: ignore[operator]
+
+
+def check_head(hf: Any) -> None:
+    """UserError when logits are anything but a linear function of the last hidden states."""
+    head = hf.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"{type(hf).__name__} has no linear output projection but {type(head).__name__}; not supported")
+    for config in (hf.config, hf.config.get_text_config()):
+        for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            value = getattr(config, key, None)
+            if value is not None and value != 1.0:
+                raise UserError(f"{type(hf).__name__} changes its logits ({key}: {value}); not supported")
+
+
+def read_host_facts(batch: MicroBatch, image_token_id: int) -> HostFacts:
+    """Reads what the host needs off the device, in one transfer, and checks the batch.
+
+    ValueError for labels that are not as many as announced or stand at a sample's start, and for image tokens that are
+    not as many as image_positions.
+    """
+    grid = batch.image_inputs.get("image_grid_thw")
+    counts = torch.stack(
+        [
+            (batch.labels != IGNORE_INDEX).sum(),
+            (batch.labels.index_select(0, batch.cu_seqlens[:-1]) != IGNORE_INDEX).sum(),
+            (batch.input_ids == image_token_id).sum(),
+            batch.image_feature_index.max() + 1 if batch.image_feature_index.numel() else batch.labels.new_zeros(()),
+        ]
+    )
+    tensors = [counts, batch.cu_seqlens] + ([grid.flatten()] if grid is not None else [])
+    (labels, at_start, image_tokens, used), cu_seqlens, *rest = _read(tensors)
+    if labels != batch.num_supervised or at_start:
+        raise ValueError(
+            f"micro-batch announces {batch.num_supervised} supervised tokens, but has {labels}, {at_start} of them "
+            "at a sample's start"
+        )
+    if image_tokens != batch.image_positions.numel() or image_tokens != batch.image_feature_index.numel():
+        raise ValueError(
+            f"{image_tokens} image tokens, but {batch.image_positions.numel()} image positions and "
+            f"{batch.image_feature_index.numel()} image features"
+        )
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != batch.input_ids.shape[0]:
+        raise ValueError(f"cu_seqlens spans {cu_seqlens[0]} to {cu_seqlens[-1]}, but {batch.input_ids.shape[0]} tokens")
+    flat = rest[0] if rest else []
+    return HostFacts(
+        lengths=tuple(end - start for start, end in pairwise(cu_seqlens)),
+        grids=tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)),
+        num_used_features=used,
+    )
+
+
+def check_features(num_features: int, facts: HostFacts) -> None:
+    """ValueError when the images do not give as many features as the image tokens name."""
+    if facts.num_used_features != num_features:
+        raise ValueError(f"images give {num_features} features, but image tokens use {facts.num_used_features}")
+
+
+def place_features(
+    embeddings: torch.Tensor, features: torch.Tensor, batch: MicroBatch, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``embeddings`` [T, H] with the images' features at ``batch.image_positions`` (or ``positions``).
+
+    Without image tokens the result equals ``embeddings``, and ``features`` still get a gradient, of zeros.
+    """
+    chosen = features.index_select(0, batch.image_feature_index).to(embeddings.dtype)
+    return embeddings.index_copy(0, batch.image_positions if positions is None else positions, chosen)
+
+
+def _read(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The integers of 1-D tensors, in one transfer from the device."""
+    values = torch.cat([tensor.to(torch.int64) for tensor in tensors]).tolist()
+    out, at = [], 0
+    for tensor in tensors:
+        out.append(values[at : at + tensor.shape[0]])
+        at += tensor.shape[0]
+    return out

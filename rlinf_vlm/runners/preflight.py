@@ -1,0 +1,182 @@
+"""Everything that can be known before a process starts: files, columns, model, placement, arithmetic.
+
+    Config -> facts (machine, model folder, rows) -> Plan, or UserError
+
+Every check names the key, what was given, what is there, and the remedy. Nothing is started and no torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlinf_vlm.cluster.placement import ComponentPlacement, Topology, parse_component_placement
+from rlinf_vlm.config.resolve import (
+    Batching,
+    Schedule,
+    check_intervals,
+    check_run_length,
+    resolve_batching,
+    resolve_schedule,
+    shard_size,
+)
+from rlinf_vlm.config.schema import Config, GroupPlacement
+from rlinf_vlm.data.kinds import make_kind
+from rlinf_vlm.data.sources import inspect_paths
+from rlinf_vlm.models.families import FamilySpec, check_family, resolve_family
+from rlinf_vlm.models.folder import ModelFolder, read_model_folder
+from rlinf_vlm.tracking import check_backends
+from rlinf_vlm.types import UserError
+
+TRAINING_COMPONENT = "actor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a config comes to. ``schedule`` is None without training, or while the number of rows is unknown."""
+
+    topology: Topology
+    placements: tuple[ComponentPlacement, ...]
+    batching: Batching
+    schedule: Schedule | None
+    shard: int
+    model: ModelFolder
+    train_rows: int | None
+    eval_rows: int | None
+
+
+def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
+    """All checks that do not need to know the machine. Returns the model folder and the row counts (None: unknown)."""
+    check_intervals(config)
+    if config.data.train_data_paths is not None:
+        check_run_length(config.runner)
+    check_backends(config.runner.logger.logger_backends)
+    _check_log_path(Path(config.runner.logger.log_path))
+    model = read_model_folder(config.actor.model.model_path)
+    family = _check_family(config.actor.model.model_type, model)
+    if config.actor.packing and not family.supports_packing:
+        raise UserError(
+            f"actor.packing=true, but model_type={config.actor.model.model_type!r} cannot run packed samples; "
+            "set actor.packing=false"
+        )
+    kind = make_kind(config.data)
+    train_rows = inspect_paths(config.data.train_data_paths, "data.train_data_paths", kind)
+    eval_rows = inspect_paths(config.data.eval_data_paths, "data.eval_data_paths", kind)
+    return model, train_rows, eval_rows
+
+
+def _check_family(model_type: str, model: ModelFolder) -> FamilySpec:
+    """The family that ``actor.model.model_type`` names, if it reads this checkpoint."""
+    try:
+        family = resolve_family(model_type)
+        check_family(family, model.model_type)
+    except ValueError as error:
+        raise UserError(f"actor.model.model_type={model_type!r} with {model.path}: {error}") from error
+    return family
+
+
+def make_plan(
+    config: Config, topology: Topology, model: ModelFolder, train_rows: int | None, eval_rows: int | None
+) -> Plan:
+    """Placement and arithmetic on ``topology``."""
+    placements = parse_component_placement(_placement_rules(config), topology)
+    names = [placement.name for placement in placements]
+    if names != [TRAINING_COMPONENT]:
+        raise UserError(
+            f"cluster.component_placement places {names}, but runner.task_type={config.runner.task_type!r} runs "
+            f"['{TRAINING_COMPONENT}']; place the actor and nothing else"
+        )
+    processes = placements[0].processes
+    world_size = len(processes)
+    on_first_node = sum(process.node == processes[0].node for process in processes)
+    trains = config.data.train_data_paths is not None
+    batching = resolve_batching(config.actor, world_size) if trains else evaluation_batching(config, world_size)
+    return Plan(
+        topology=topology,
+        placements=placements,
+        batching=batching,
+        schedule=resolve_schedule(config, train_rows) if trains and train_rows is not None else None,
+        shard=shard_size(config.actor, world_size, on_first_node),
+        model=model,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+    )
+
+
+def evaluation_batching(config: Config, world_size: int) -> Batching:
+    """Without training the batch sizes are not read, so they need not fit the ranks."""
+    actor = config.actor
+    return Batching(
+        world_size=world_size,
+        global_batch_size=actor.global_batch_size,
+        micro_batch_size=actor.micro_batch_size,
+        max_tokens=None,
+    )
+
+
+def local_topology(config: Config) -> Topology:
+    """The cluster as far as it is known without joining it: ``num_nodes`` machines like this one."""
+    cluster = config.cluster
+    if cluster.num_nodes > 1 and not os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            f"cluster.num_nodes={cluster.num_nodes}, but RAY_ADDRESS is not set, which means this 1 machine; start Ray "
+            "on all nodes ('ray start') and set RAY_ADDRESS, or set cluster.num_nodes=1"
+        )
+    return Topology(
+        accelerators=(count_local_gpus(os.environ),) * cluster.num_nodes,
+        cpu_workers_per_node=cluster.cpu_workers_per_node,
+        node_groups=node_groups(config),
+    )
+
+
+def node_groups(config: Config) -> dict[str, tuple[int, ...]]:
+    """Label -> node ranks."""
+    return {group.label: _node_ranks(group.label, str(group.node_ranks)) for group in config.cluster.node_groups}
+
+
+def _node_ranks(label: str, text: str) -> tuple[int, ...]:
+    """ "0-2,5" -> (0, 1, 2, 5)."""
+    ranks: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
+        if not match:
+            raise UserError(
+                f"cluster.node_groups: node_ranks={text!r} of {label!r}: {piece!r} is not a node rank or a range; "
+                'write it like "0-2,5"'
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        ranks += range(first, last + 1)
+    return tuple(ranks)
+
+
+def count_local_gpus(environment: Mapping[str, str]) -> int:
+    """GPUs that this process may use: CUDA_VISIBLE_DEVICES where it is set, else what the driver lists."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        return 0
+    return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def _placement_rules(config: Config) -> dict[str, object]:
+    rules = config.cluster.component_placement
+    return {
+        key: {"node_group": rule.node_group, "placement": rule.placement} if isinstance(rule, GroupPlacement) else rule
+        for key, rule in rules.items()
+    }
+
+
+def _check_log_path(path: Path) -> None:
+    """The run folder can be made."""
+    existing = next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(
+            f"runner.logger.log_path={str(path)!r}: {existing} is not a folder that can be written to; choose another"
+        )

@@ -1,0 +1,192 @@
+"""The actor: one rank that trains, evaluates and saves the model under FSDP2.
+
+    Feed -> RankStep -> micro-batches -> model -> token log-probabilities -> loss -> gradient, reduced once -> AdamW
+
+Every rank runs the same passes in the same order; a rank with fewer micro-batches runs empty ones, so that no
+collective is left waiting. A plain class: the worker group builds it in a process and calls its methods on all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlinf_vlm.algorithms.losses import sft_loss
+from rlinf_vlm.algorithms.lr_schedule import learning_rate
+from rlinf_vlm.config.resolve import Batching, Schedule
+from rlinf_vlm.config.schema import Config
+from rlinf_vlm.data.loader import RankStep
+from rlinf_vlm.data.packing import empty_micro_batch
+from rlinf_vlm.data.processor import load_processor
+from rlinf_vlm.distributed.checkpoint import write_checkpoint
+from rlinf_vlm.distributed.collectives import all_max, all_sum, start_process_group, stop_process_group
+from rlinf_vlm.distributed.fsdp import make_adamw
+from rlinf_vlm.evaluation.answers import EvalRecord
+from rlinf_vlm.types import MicroBatch, RankContext, TokenScores, UserError
+from rlinf_vlm.workers.evaluator import evaluate
+from rlinf_vlm.workers.feed import Feed
+from rlinf_vlm.workers.meter import StepMeter, matmul_peak
+from rlinf_vlm.workers.model import DTYPES, Policy, position_builder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorFacts:
+    """What is known once data and model are loaded."""
+
+    train_rows: int
+    eval_rows: int
+    parameters: int
+    trained_parameters: int
+    attention: str
+    """The attention in use and why."""
+
+
+class ActorWorker:
+    """One rank of the actor group."""
+
+    def __init__(self, context: RankContext, config: Config, batching: Batching, shard: int) -> None:
+        self.context = context
+        self.config = config
+        self.batching = batching
+        self.shard = shard
+        self.device = torch.device(context.device)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loading processes are forked
+        if context.num_threads:
+            torch.set_num_threads(context.num_threads)
+        random.seed(config.actor.seed)
+        np.random.seed(config.actor.seed)
+        torch.manual_seed(config.actor.seed)
+        start_process_group(context)
+
+    def load(self) -> ActorFacts:
+        """Opens the data and builds the sharded model."""
+        data, model = self.config.data, self.config.actor.model
+        processor = load_processor(
+            model.model_path,
+            min_pixels=data.min_pixels,
+            max_pixels=data.max_pixels,
+            trust_remote_code=model.trust_remote_code,
+        )
+        self.tokenizer = processor.tokenizer
+        self.feed = Feed(self.config, processor, position_builder(model), self.context)
+        self.policy = Policy(self.config.actor, self.shard, self.device, self.context.rank)
+        self.peak = matmul_peak(self.device, DTYPES[self.config.actor.compute_dtype])
+        return ActorFacts(
+            train_rows=self.feed.train_rows,
+            eval_rows=self.feed.eval_rows,
+            parameters=self.policy.num_parameters,
+            trained_parameters=self.policy.num_trained,
+            attention=self.policy.attention,
+        )
+
+    def start_training(self, schedule: Schedule) -> None:
+        """Makes the optimizer and starts loading rows; called once, before the first step."""
+        optim = self.config.actor.optim
+        self.schedule = schedule
+        self.steps = self.feed.train(schedule, self.batching)
+        self.optimizer = make_adamw(
+            self.policy.module,
+            betas=(optim.adam_beta1, optim.adam_beta2),
+            eps=optim.adam_eps,
+            weight_decay=optim.weight_decay,
+            decay_norm_and_bias=optim.decay_norm_and_bias,
+        )
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """One optimizer step over the global batch; returns its metrics, the same on every rank."""
+        meter = StepMeter(self.device)
+        rows = meter.next(self.steps)
+        self.feed.usable(rows.failure, rows.bad_rows)
+        supervised, passes = self._totals(rows)
+        nll = 0.0
+        for micro_batch, is_last in self._passes(rows, passes):
+            scores = self._score(micro_batch)
+            loss = sft_loss(scores.logprobs, supervised)
+            self.policy.sharded.backward(loss, is_last=is_last)
+            nll += loss.item()
+        grad_norm = self._finite(step, self.policy.sharded.clip_gradients(self.config.actor.optim.clip_grad))
+        rate = self._update(step)
+        return {
+            "train/loss": all_sum(nll)[0],
+            "train/grad_norm": grad_norm,
+            "train/lr": rate,
+            "train/supervised_tokens": supervised,
+            "train/micro_batches": passes,
+            **meter.metrics(rows, flops=self.policy.step_flops(rows), peak=self.peak),
+        }
+
+    def evaluate(self) -> list[EvalRecord]:
+        """The records of this rank's part of the evaluation rows."""
+        self.policy.module.eval()
+        batches = self.feed.evaluation()
+        records = evaluate(self._score, batches, self.tokenizer)
+        self.policy.module.train()
+        return records
+
+    def save(self, folder: str, finished_steps: int) -> None:
+        """Writes the weights after ``finished_steps`` steps; every rank takes part, rank 0 writes."""
+        weights = self.policy.hf_state()
+        if self.context.rank == 0:
+            write_checkpoint(Path(folder), weights, {"step": finished_steps})
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        stop_process_group()
+
+    def _totals(self, rows: RankStep) -> tuple[float, int]:
+        """Supervised tokens of the whole step, and how many passes the rank with the most micro-batches makes."""
+        (supervised,) = all_sum(sum(batch.num_supervised for batch in rows.micro_batches))
+        (passes,) = all_max(len(rows.micro_batches))
+        return supervised, max(1, int(passes))
+
+    def _passes(self, rows: RankStep, passes: int) -> Iterator[tuple[MicroBatch, bool]]:
+        """``passes`` micro-batches, empty ones after this rank's own; and whether it is the last."""
+        for index in range(passes):
+            own = index < len(rows.micro_batches)
+            yield rows.micro_batches[index] if own else empty_micro_batch(), index == passes - 1
+
+    def _score(self, micro_batch: MicroBatch) -> TokenScores:
+        return self.policy(to_device(micro_batch, self.device))
+
+    def _update(self, step: int) -> float:
+        """Applies the gradient; returns the learning rate it was applied with."""
+        optim = self.config.actor.optim
+        rate = learning_rate(
+            step,
+            peak=optim.lr,
+            minimum=optim.min_lr,
+            shape=optim.lr_scheduler,
+            warmup_steps=self.schedule.warmup_steps,
+            horizon=self.schedule.lr_horizon,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return rate
+
+    def _finite(self, step: int, grad_norm: float) -> float:
+        if not math.isfinite(grad_norm):
+            raise UserError(
+                f"step {step + 1}: the gradient norm is {grad_norm}; training on would only spread it. Lower "
+                f"actor.optim.lr={self.config.actor.optim.lr:g} or lengthen the warm-up, and check the data"
+            )
+        return grad_norm
+
+
+def to_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch with its tensors on ``device``."""
+    tensors = {
+        field.name: value.to(device, non_blocking=True)
+        for field in fields(micro_batch)
+        if isinstance(value := getattr(micro_batch, field.name), torch.Tensor)
+    }
+    images = {name: tensor.to(device, non_blocking=True) for name, tensor in micro_batch.image_inputs.items()}
+    return replace(micro_batch, image_inputs=images, **tensors)

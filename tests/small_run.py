@@ -1,0 +1,191 @@
+"""A small model, small files and a config for tests that really train; and actors run in processes without Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import random
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from rlinf_vlm.config.resolve import resolve_batching, resolve_schedule, shard_size
+from rlinf_vlm.config.schema import Config
+from rlinf_vlm.types import RankContext
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
+
+
+def write_model(folder: Path, seed: int = 0, **shape: Any) -> Path:
+    """The demo's model, smaller."""
+    from toolkits.data.demo_model import DemoShape, write_model
+
+    sizes = {
+        "vision_depth": 2,
+        "text_depth": 2,
+        "vision_hidden": 64,
+        "text_hidden": 64,
+        "text_ffn": 96,
+        "vision_ffn": 96,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(
+        folder, [*COLOURS, "What colour is the picture?"] * 20, DemoShape(**{**sizes, "text_heads": 2, **shape}), seed
+    )
+    return folder
+
+
+def picture(colour: tuple[int, int, int], size: tuple[int, int] = (56, 56)) -> dict[str, Any]:
+    """An image column's value."""
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, format="PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def choice_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows in the shape of Robo2VLM-1: choices as the text of a Python list, the answer's index, an image struct.
+
+    Every seventh row has no image; texts and pictures differ in size.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        choices = rng.sample(sorted(COLOURS), k=rng.randint(2, 4))
+        answer = rng.randrange(len(choices))
+        size = (rng.choice([40, 56, 90]), rng.choice([56, 120]))
+        rows.append(
+            {
+                "id": str(index),
+                "question": "What colour is the picture?" + " Look." * rng.randint(0, 9),
+                "choices": repr(choices),
+                "correct_answer": answer,
+                "image": None if index % 7 == 3 else picture(COLOURS[choices[answer]], size),
+            }
+        )
+    return rows
+
+
+def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Writes rows as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=16)
+    return path
+
+
+def tree(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A config over the files that ``folder`` holds; ``changes`` are dotted keys with __ for the dot."""
+    config: dict[str, Any] = {
+        "runner": {
+            "task_type": "sft",
+            "max_steps": 3,
+            "logger": {"log_path": str(folder / "log"), "logger_backends": []},
+        },
+        "data": {
+            "dataset_name": "robo2vlmsft",
+            "train_data_paths": str(folder / "train"),
+            "eval_data_paths": str(folder / "test"),
+            "choice_key": "choices",
+            "answer_key": "correct_answer",
+            "num_workers": 0,
+        },
+        "actor": {
+            "micro_batch_size": 4,
+            "global_batch_size": 16,
+            "eval_batch_size": 8,
+            "model": {"model_type": "qwen2.5_vl", "model_path": str(folder / "model")},
+            "optim": {"lr": 1e-3, "lr_scheduler": "constant"},
+            "fsdp_config": {"mixed_precision": {"param_dtype": "fp32"}},
+        },
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = config
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return config
+
+
+def write_small_run(folder: Path, train_rows: int = 64, test_rows: int = 21) -> Path:
+    """Model, training and test files."""
+    write_model(folder / "model")
+    write_parquet(choice_rows(train_rows), folder / "train" / "part.parquet")
+    write_parquet(choice_rows(test_rows, seed=1), folder / "test" / "part.parquet")
+    return folder
+
+
+Task = Callable[[Any, Config], Any]
+"""What a rank does with its actor: (ActorWorker, Config) -> something that pickles. Defined at a module's top level."""
+
+
+def run_ranks(config: Config, world_size: int, task: Task) -> list[Any]:
+    """``task``'s results by rank, each rank an ActorWorker in a process of its own (gloo). Fails with the traceback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue()
+    ranks = [
+        spawn.Process(target=_rank, args=(rank, world_size, port, config, task, queue)) for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    found: dict[int, Any] = {}
+    try:
+        while len(found) < world_size:
+            rank, error, value = queue.get(timeout=240)
+            assert error is None, f"rank {rank}:\n{error}"
+            found[rank] = value
+    finally:
+        for process in ranks:
+            process.join(10)
+            process.kill()
+    return [found[rank] for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, port: int, config: Config, task: Task, queue: Any) -> None:
+    from rlinf_vlm.workers.actor import ActorWorker
+
+    context = RankContext(
+        rank=rank,
+        world_size=world_size,
+        local_rank=rank,
+        local_world_size=world_size,
+        master_addr="127.0.0.1",
+        master_port=port,
+        device="cpu",
+        num_threads=1,
+    )
+    try:
+        shard = shard_size(config.actor, world_size, world_size)
+        actor = ActorWorker(context, config, resolve_batching(config.actor, world_size), shard)
+        value = task(actor, config)
+        actor.close()
+        queue.put((rank, None, value))
+    except BaseException:  # noqa: BLE001 - whatever it is, the test shows it
+        queue.put((rank, traceback.format_exc(), None))
+
+
+def train(actor: Any, config: Config) -> list[dict[str, float]]:
+    """A task: all steps of the run; the metrics of each."""
+    schedule = resolve_schedule(config, actor.load().train_rows)
+    actor.start_training(schedule)
+    return [actor.train_step(step) for step in range(schedule.total_steps)]
+
+
+def evaluate(actor: Any, config: Config) -> list[Any]:
+    """A task: one evaluation; this rank's records."""
+    actor.load()
+    return actor.evaluate()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rlinf_vlm.config.load import load_config
+from rlinf_vlm.config.resolve import (
+    check_intervals,
+    check_run_length,
+    estimate_memory,
+    resolve_batching,
+    resolve_schedule,
+    shard_size,
+)
+from rlinf_vlm.config.schema import Config
+from rlinf_vlm.types import UserError
+
+
+def config(**blocks: dict[str, Any]) -> Config:
+    actor = {"model": {"model_type": "qwen2.5_vl", "model_path": "m"}, **blocks.get("actor", {})}
+    return load_config(
+        {
+            "runner": {"task_type": "sft", **blocks.get("runner", {"max_epochs": 1})},
+            "data": {"train_data_paths": "a", **blocks.get("data", {})},
+            "actor": actor,
+        }
+    )
+
+
+def test_batching_by_hand():
+    batching = resolve_batching(config(actor={"global_batch_size": 48, "micro_batch_size": 4}).actor, 3)
+    assert (batching.samples_per_rank, batching.micro_batches_per_rank, batching.max_tokens) == (16, 4, None)
+    packed = resolve_batching(config(actor={"global_batch_size": 6, "packing": True}).actor, 3)
+    assert (packed.samples_per_rank, packed.micro_batches_per_rank, packed.max_tokens) == (2, None, 8192)
+
+
+def test_batching_that_does_not_divide():
+    actor = config(actor={"global_batch_size": 10, "micro_batch_size": 4}).actor
+    with pytest.raises(
+        UserError, match=r"actor.global_batch_size=10 .*2 ranks \* actor.micro_batch_size=4 = 8; set it to 8 or 16"
+    ):
+        resolve_batching(actor, 2)
+    with pytest.raises(UserError, match="set it to 3$"):
+        resolve_batching(config(actor={"global_batch_size": 2, "packing": True}).actor, 3)
+
+
+def test_schedule_by_hand():
+    made = config(runner={"max_epochs": 3}, actor={"global_batch_size": 8, "optim": {"lr_warmup_steps_ratio": 0.25}})
+    schedule = resolve_schedule(made, 10)
+    # 30 samples in batches of 8: 4 steps, the last one of 6 samples.
+    assert (schedule.total_samples, schedule.total_steps, schedule.lr_horizon, schedule.warmup_steps) == (30, 4, 4, 1)
+    assert schedule.steps_per_epoch == 1.25
+
+
+def test_the_smaller_limit_ends_the_run():
+    steps = [
+        resolve_schedule(config(runner=runner, actor={"global_batch_size": 5}), 20).total_steps
+        for runner in ({"max_epochs": 2, "max_steps": 3}, {"max_epochs": 2, "max_steps": 100}, {"max_steps": 7})
+    ]
+    assert steps == [3, 8, 7]
+
+
+def test_a_run_needs_an_end():
+    with pytest.raises(UserError, match="runner.max_epochs=-1 and runner.max_steps=-1"):
+        check_run_length(config(runner={}).runner)
+
+
+def test_warmup_has_to_end_before_the_horizon():
+    made = config(runner={"max_steps": 10}, actor={"optim": {"lr_warmup_steps": 20}})
+    with pytest.raises(UserError, match=r"actor.optim.lr_warmup_steps=20 .* horizon of 10 steps .*max_steps"):
+        resolve_schedule(made, 5000)
+    made = config(runner={"max_steps": 100}, actor={"optim": {"lr_warmup_steps": 20, "total_training_steps": 15}})
+    with pytest.raises(UserError, match=r"horizon of 15 steps \(actor.optim.total_training_steps\)"):
+        resolve_schedule(made, 5000)
+
+
+def test_a_horizon_short_of_the_run_is_noted():
+    made = config(runner={"max_steps": 100}, actor={"optim": {"total_training_steps": 60}})
+    schedule = resolve_schedule(made, 5000)
+    assert schedule.lr_horizon == 60 and "60" in schedule.notes[0] and "100" in schedule.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("runner", "horizon"),
+    [({"max_epochs": 6000, "max_steps": 3}, 6000), ({"max_epochs": 1}, 20), ({"max_epochs": 6000}, 117188)],
+)
+def test_the_guides_horizon_equal_to_max_epochs_covers_the_run(runner, horizon):
+    optim = {"total_training_steps": runner["max_epochs"], "lr_warmup_steps": 200}
+    schedule = resolve_schedule(config(runner=runner, actor={"global_batch_size": 256, "optim": optim}), 5000)
+    assert schedule.lr_horizon == horizon
+
+
+def test_evaluation_needs_rows():
+    with pytest.raises(UserError, match=r"runner.val_check_interval=5 .* data.eval_data_paths=null"):
+        check_intervals(config(runner={"max_epochs": 1, "val_check_interval": 5}))
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "size"),
+    [
+        ({"sharding_strategy": "full_shard"}, 8),
+        ({"sharding_strategy": "shard_grad_op"}, 8),
+        ({"sharding_strategy": "no_shard"}, 1),
+        ({"sharding_strategy": "hybrid_shard"}, 4),
+        ({"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 2}, 2),
+    ],
+)
+def test_shard_size(fsdp, size):
+    assert shard_size(config(actor={"fsdp_config": fsdp}).actor, world_size=8, ranks_per_node=4) == size
+
+
+def test_shard_size_has_to_divide():
+    actor = config(actor={"fsdp_config": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 3}}).actor
+    with pytest.raises(UserError, match=r"hybrid_shard_size=3 does not divide the 8 ranks"):
+        shard_size(actor, world_size=8, ranks_per_node=4)
+
+
+def test_memory_by_hand():
+    made = config(actor={"fsdp_config": {"sharding_strategy": "full_shard"}}).actor
+    memory = estimate_memory(made, parameters=1000, largest_block=100, shard=4)
+    # fp32 masters 250 * 4, unsharded fp32 gradients 1000 * 4, Adam 2 * 250 * 4, two bf16 blocks gathered 200 * 2
+    assert (memory.weights, memory.gradients, memory.optimizer, memory.gathered) == (1000, 4000, 2000, 400)
+    assert memory.total == 7400

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlinf_vlm.data.packing import collate, empty_micro_batch, pack_first_fit, split_by_count
+from rlinf_vlm.types import IGNORE_INDEX, RowError
+from tests.unit.data.builders import image, sample
+
+PAD = 7
+
+
+def test_split_by_count():
+    assert split_by_count(5, 2) == [[0, 1], [2, 3], [4]]
+    assert split_by_count(0, 2) == []
+
+
+def test_first_fit_by_hand():
+    assert pack_first_fit([5, 4, 3, 2], 8) == [[0, 2], [1, 3]]
+    assert pack_first_fit([], 8) == []
+    assert pack_first_fit([8, 1, 7], 8) == [[0], [1, 2]]
+
+
+def test_first_fit_loses_nothing_and_keeps_the_budget():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 100, (500,), generator=generator).tolist()
+    bins = pack_first_fit(lengths, 128)
+    assert sorted(sum(bins, [])) == list(range(500))
+    assert all(sum(lengths[index] for index in group) <= 128 for group in bins)
+    assert len(bins) <= 1.2 * sum(lengths) / 128
+
+
+def test_first_fit_refuses_what_cannot_fit():
+    with pytest.raises(ValueError, match="9 tokens does not fit in a budget of 8"):
+        pack_first_fit([9], 8)
+
+
+def test_collate_by_hand():
+    cat, dog = image("cat", PAD, 2, 1.0), image("dog", PAD, 1, 2.0)
+    batch = collate(
+        [
+            sample([1, PAD, PAD, 5], [3], (cat,)),
+            sample([2, PAD, 6], [1, 2][1:], (dog,)),
+            sample([3, 4], [1]),
+            sample([PAD, PAD, PAD, 9], [3], (cat, dog)),
+        ],
+        PAD,
+    )
+    assert batch.input_ids.tolist() == [1, 7, 7, 5, 2, 7, 6, 3, 4, 7, 7, 7, 9]
+    assert batch.cu_seqlens.tolist() == [0, 4, 7, 9, 13] and batch.cu_seqlens.dtype == torch.int32
+    assert batch.labels[batch.labels != IGNORE_INDEX].tolist() == [5, 6, 4, 9]
+    assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 1, 2, 3]
+    # two distinct images: the cat's features are rows 0 and 1, the dog's row 2
+    assert batch.num_images == 2
+    assert batch.image_positions.tolist() == [1, 2, 5, 9, 10, 11]
+    assert batch.image_feature_index.tolist() == [0, 1, 2, 0, 1, 2]
+    assert batch.image_inputs["pixel_values"][:, 0].tolist() == [1.0] * 8 + [2.0] * 4
+    assert batch.image_inputs["image_grid_thw"].tolist() == [[1, 2, 4], [1, 2, 2]]
+    assert (batch.max_seqlen, batch.num_supervised) == (4, 4)
+
+
+def test_image_tokens_have_to_equal_features():
+    with pytest.raises(RowError, match="3 image tokens stand for 2 image features"):
+        collate([sample([PAD, PAD, PAD, 5], [3], (image("cat", PAD, 2),))], PAD)
+
+
+def test_tensors_that_do_not_fit_together():
+    wide = image("wide", PAD, 1)
+    wide = type(wide)(
+        key=b"wide", token_ids=(PAD,), num_features=1, tensors={**wide.tensors, "pixel_values": torch.zeros(4, 5)}
+    )
+    with pytest.raises(RowError, match=r"different shapes \(pixel_values \[\(3,\), \(5,\)\]\)"):
+        collate([sample([PAD, 1], [1], (image("cat", PAD, 1),)), sample([PAD, 1], [1], (wide,))], PAD)
+
+
+def test_the_empty_micro_batch_teaches_nothing():
+    batch = empty_micro_batch()
+    assert batch.num_supervised == 0 and (batch.labels == IGNORE_INDEX).all() and batch.num_images == 0
