@@ -51,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     except WorkerFailure as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except Terminated:
+        sys.stderr.write("stopped by SIGTERM\n")
+        return 143
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C\n")
         return 130
@@ -87,7 +90,10 @@ def reach_every_field(text: str, directory: Path) -> str:
     Hydra refuses a key that the YAML does not hold; the schema knows all keys and refuses the others with a suggestion.
     So ``a.b=1`` becomes ``++a.b=1`` unless ``a.b`` is a group of files. ``PLACEMENT.x=0-1,3`` would be a sweep: quoted.
     """
-    override = OverridesParser.create().parse_override(text)
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise UserError(f"override {text!r}: {' '.join(str(error).split())}; write it as key=value") from error
     if override.type is not OverrideType.CHANGE or (directory / str(override.key_or_group)).is_dir():
         return text
     if override.is_sweep_override() and override.key_or_group.startswith(PLACEMENT):
@@ -117,9 +123,12 @@ def make_missing_demo(tree: Mapping[str, Any]) -> None:
             raise UserError(f"{missing[0]} is missing and {script.name} could not make it (status {status}, see above)")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: unwinds like Ctrl-C, so that the cluster is closed and no process stays."""
+
+
 def _end_on_sigterm(number: int, frame: object) -> None:
-    """Unwinds like an error, so that the cluster is closed and no process stays."""
-    sys.exit(128 + number)
+    raise Terminated
 
 
 if __name__ == "__main__":

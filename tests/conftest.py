@@ -30,3 +30,11 @@ def processor():
     shape = DemoShape()
     tokenizer = build_tokenizer(["what colour is it? red", "user assistant system"] * 50, shape.vocab_size)
     return build_processor(tokenizer, shape)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A folder with a small model, 64 training rows and 101 test rows in the shape of Robo2VLM-1."""
+    from tests.small_run import write_small_run
+
+    return write_small_run(tmp_path_factory.mktemp("small"), test_rows=101)

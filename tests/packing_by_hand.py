@@ -62,7 +62,7 @@ def make_row(parts: Sequence[int | Image], supervised: int, generator: torch.Gen
 
 
 def mixed_rows(family: str, seed: int = 0) -> list[Row]:
-    """Text only, one image, two images (one last but for the answer, of another shape), an image first; mixed lengths."""
+    """Text only, one image, two images of other shapes, an image first, text only; of mixed lengths."""
     generator = torch.Generator().manual_seed(seed)
     square = random_image(family, (1, 4, 4), generator)
     wide = random_image(family, (1, 4, 10), generator)

@@ -15,7 +15,7 @@ QWEN_FAMILIES = ("qwen2_vl", "qwen2.5_vl", "qwen3_vl", "qwen3_vl_moe")
 GENERIC = "llava"
 PATCH, MERGE = 4, 2
 
-_TOKENS = {
+_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
     "vision_start_token_id": VISION_START,
@@ -122,11 +122,11 @@ def _llava(tied: bool) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=PATCH,
-        projection_dim=32,
+        hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=8,
+        patch_size=PATCH, projection_dim=32,
     )  # fmt: skip
     text = LlamaConfig(**_text(tie_word_embeddings=tied))
     return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=IMAGE, image_token_id=IMAGE, image_seq_length=4,
+        vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=4,
         vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=tied,
     )  # fmt: skip

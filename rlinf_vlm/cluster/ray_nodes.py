@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,8 @@ _ENVIRONMENT = {
     # A failure is reported once, by whoever waits; results that nobody will fetch any more stay quiet.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # By default workers run at niceness 15: anything else on the machine would starve the training.
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -70,8 +73,11 @@ def join_or_start(address: str, object_store_bytes: int = OBJECT_STORE_BYTES) ->
         }
     else:
         _check_address(address)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **settings)
+        # Ray puts a handler of its own there, which ends the driver without closing anything.
+        signal.signal(signal.SIGTERM, handler)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         remedy = "is the cluster up, and does this machine belong to it ('ray status')?"
         where = "starting Ray on this machine" if address == "local" else f"RAY_ADDRESS={address}"

@@ -23,8 +23,8 @@ def load_processor(
         raise UserError(f"actor.model.model_path={model_path!r}: its processor cannot be loaded: {reason}") from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise UserError(
-            f"actor.model.model_path={model_path!r}: {type(processor).__name__} is no processor of images and text; copy "
-            "the model's preprocessor_config.json and tokenizer files into the folder"
+            f"actor.model.model_path={model_path!r}: {type(processor).__name__} does not process images and text; "
+            "copy the model's preprocessor_config.json and tokenizer files into the folder"
         )
     if min_pixels is not None or max_pixels is not None:
         _set_pixel_bounds(processor.image_processor, min_pixels, max_pixels)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlinf_vlm.models.policy import check_features, place_features, read_host_facts
 from rlinf_vlm.types import MicroBatch, UserError
@@ -59,15 +60,16 @@ class PaddedBackbone:
         return output.last_hidden_state.flatten(0, 1).index_select(0, places)
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """See ``Backbone``; blocks are the layers that transformers lists as not to be split."""
+        """See ``Backbone``; blocks are the members of module lists that transformers treats as layers."""
         text: Any = _first_module(self._base, "language_model", "text_model")
         inside = {id(module) for module in text.modules()} if text is not None else set()
         names = set(_no_split_names(self._hf))
         vision: list[nn.Module] = []
         decoder: list[nn.Module] = []
-        for module in self._base.modules():
-            if type(module).__name__ in names:
-                (decoder if id(module) in inside else vision).append(module)
+        for group in self._base.modules():
+            for module in group if isinstance(group, nn.ModuleList) else ():
+                if isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in names:
+                    (decoder if id(module) in inside else vision).append(module)
         return vision, decoder
 
     def _image_features(self, batch: MicroBatch) -> torch.Tensor | None:

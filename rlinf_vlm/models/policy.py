@@ -50,6 +50,8 @@ class Backbone(Protocol):
 class VisionLanguageModel(nn.Module):
     """``model(batch) -> TokenScores``. ``hf`` is the transformers model, whose parameters are all there are."""
 
+    hf: Any
+
     def __init__(self, hf: nn.Module, spec: FamilySpec, backbone: Backbone, *, chunk: int = CHUNK) -> None:
         super().__init__()
         self.hf = hf
@@ -61,7 +63,7 @@ class VisionLanguageModel(nn.Module):
     def forward(self, batch: MicroBatch) -> TokenScores:
         """Scores of the supervised tokens; all tensors on the model's device. ValueError for an inconsistent batch."""
         hidden = self._backbone.hidden_states(batch)
-        head = self.hf.get_output_embeddings()  # type: ignore[operator]
+        head = self.hf.get_output_embeddings()
         return score_labels(hidden, batch.labels, batch.num_supervised, head, chunk=self.chunk)
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -96,11 +98,9 @@ class VisionLanguageModel(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Whether layers are computed again in the backward pass instead of kept (in training mode only)."""
         if enabled:
-            self.hf.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
-            self.hf.gradient_checkpointing_disable()  # type: ignore[operator]
+            self.hf.gradient_checkpointing_disable()
 
 
 def check_head(hf: Any) -> None:

@@ -82,6 +82,8 @@ class QwenBackbone:
             cu_seqlens=batch.cu_seqlens,
         )
         extra: dict[str, Any] = {}
+        if self._grouped:
+            extra["segments"] = SegmentBook(entries=(segments,))
         if self._deepstack:
             extra["visual_pos_masks"] = batch.image_positions
             extra["deepstack_visual_embeds"] = [layer.index_select(0, batch.image_feature_index) for layer in deepstack]
@@ -94,7 +96,6 @@ class QwenBackbone:
             cu_seq_lens_k=segments.cu_seqlens,
             max_length_q=segments.kernel_max_length,
             max_length_k=segments.kernel_max_length,
-            segments=SegmentBook(entries=(segments,)),
             **extra,
         )
         return output.last_hidden_state[0]

@@ -134,7 +134,8 @@ class VisionPlanner:
         if self.geometry.grid_side:
             kwargs["interp_indices"] = _join([table.interp_indices for table in tables], device)
             kwargs["interp_weights"] = _join([table.interp_weights for table in tables], device)
-        kwargs["segments"] = SegmentBook(entries=tuple(entries))
+        if self.grouped:
+            kwargs["segments"] = SegmentBook(entries=tuple(entries))
         return VisionInputs(kwargs=kwargs, num_features=sum(t * h * w for t, h, w in grids) // merge_unit)
 
     def _tables(self, grid: Grid) -> ImageTables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.registry import load_dotted
@@ -10,6 +11,7 @@ from rlinf_vlm.runners.plan_text import plan_text
 from rlinf_vlm.runners.preflight import check_config, local_topology, make_plan, node_groups
 from rlinf_vlm.runners.session import Session
 from rlinf_vlm.tracking import Terminal
+from rlinf_vlm.types import UserError
 
 RUNNERS = {"sft": "rlinf_vlm.runners.sft:run"}
 
@@ -27,6 +29,7 @@ def launch(config: Config) -> None:
             terminal.say(plan_text(config, plan))
     if config.runner.dry_run:
         return
+    make_run_folder(Path(config.runner.logger.log_path))
     from rlinf_vlm.cluster.ray_cluster import connect  # Ray is imported only once everything else is in order
 
     settings = config.cluster
@@ -40,3 +43,16 @@ def launch(config: Config) -> None:
         cluster.reserve(plan.placements, settings.node_wait_timeout_s)
         with Session(config, plan_text(config, plan)) as session:
             load_dotted(RUNNERS[config.runner.task_type])(config, plan, cluster, session)
+
+
+def make_run_folder(path: Path) -> None:
+    """Makes the run folder. Raises UserError when it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"runner.logger.log_path={str(path)!r} cannot be written to ({error.strerror}); choose another folder"
+        ) from error

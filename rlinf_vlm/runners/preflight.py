@@ -12,7 +12,6 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlinf_vlm.cluster.placement import ComponentPlacement, Topology, parse_component_placement
 from rlinf_vlm.config.resolve import (
@@ -55,7 +54,6 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
     if config.data.train_data_paths is not None:
         check_run_length(config.runner)
     check_backends(config.runner.logger.logger_backends)
-    _check_log_path(Path(config.runner.logger.log_path))
     model = read_model_folder(config.actor.model.model_path)
     family = _check_family(config.actor.model.model_type, model)
     if config.actor.packing and not family.supports_packing:
@@ -171,12 +169,3 @@ def _placement_rules(config: Config) -> dict[str, object]:
         key: {"node_group": rule.node_group, "placement": rule.placement} if isinstance(rule, GroupPlacement) else rule
         for key, rule in rules.items()
     }
-
-
-def _check_log_path(path: Path) -> None:
-    """The run folder can be made."""
-    existing = next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(
-            f"runner.logger.log_path={str(path)!r}: {existing} is not a folder that can be written to; choose another"
-        )

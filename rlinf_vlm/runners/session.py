@@ -22,14 +22,13 @@ from rlinf_vlm.tracking import Backend, Terminal, open_backends
 
 
 class Session:
-    """One run: a context manager that opens the run folder and closes what it opened."""
+    """One run in an existing run folder: a context manager that closes what it opened."""
 
     def __init__(self, config: Config, plan_text: str) -> None:
         self._runner = config.runner
         logger = config.runner.logger
         self.folder = Path(logger.log_path)
         self.checkpoints = self.folder / logger.experiment_name / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
         tree = config.model_dump(mode="json")
         (self.folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         (self.folder / "plan.txt").write_text(plan_text + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from rlinf_vlm.algorithms.losses import sft_loss
 from rlinf_vlm.algorithms.lr_schedule import learning_rate
@@ -60,6 +61,7 @@ class ActorWorker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loading processes are forked
         if context.num_threads:
             torch.set_num_threads(context.num_threads)
+        disable_progress_bar()
         random.seed(config.actor.seed)
         np.random.seed(config.actor.seed)
         torch.manual_seed(config.actor.seed)
@@ -189,4 +191,4 @@ def to_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
         if isinstance(value := getattr(micro_batch, field.name), torch.Tensor)
     }
     images = {name: tensor.to(device, non_blocking=True) for name, tensor in micro_batch.image_inputs.items()}
-    return replace(micro_batch, image_inputs=images, **tensors)
+    return replace(micro_batch, image_inputs=images, **tensors)  # type: ignore[arg-type]

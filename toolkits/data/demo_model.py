@@ -11,6 +11,7 @@ Does not: train. The weights are worth nothing before SFT.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,11 +71,15 @@ CHAT_TEMPLATE = """\
 class DemoShape:
     """Sizes of the demo model; lengths in pixels are sides of a square image.
 
-    head_dim is 32 (text), the smallest that vLLM's attention kernels take on a CPU.
+    head_dim is 32 (text), the smallest that vLLM's attention kernels take on a CPU. ``image_mean`` is the drawings'
+    background and ``vision_std`` about 1 / sqrt(vision_hidden): with the released models' mean and 0.02, shapes are
+    learned several times later.
     """
 
     vocab_size: int = 448
     image_side: int = 112
+    image_mean: float = 0.95
+    image_std: float = 0.27
     max_image_side: int = 224
     vision_depth: int = 2
     vision_hidden: int = 128
@@ -85,7 +90,7 @@ class DemoShape:
     text_heads: int = 4
     text_kv_heads: int = 2
     text_ffn: int = 384
-    vision_std: float = 0.05
+    vision_std: float = 0.08
     text_std: float = 0.05
     max_positions: int = 4096
 
@@ -116,9 +121,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     learner.train_from_iterator(texts, trainer)
     state = json.loads(learner.to_str())["model"]
+    # Annotated as strings, yet the backend takes pairs.
+    merges: Any = [tuple(merge) for merge in state["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab={**state["vocab"], **{token: len(state["vocab"]) + i for i, token in enumerate(SPECIAL_TOKENS)}},
-        merges=[tuple(merge) for merge in state["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL_TOKENS[1:]),
@@ -130,18 +137,22 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def build_processor(tokenizer: PreTrainedTokenizerBase, shape: DemoShape) -> Qwen2_5_VLProcessor:
     """Processor of patches of 14 pixels merged 2x2, images brought to at least ``image_side`` squared pixels."""
-    sizes: dict[str, Any] = {"shortest_edge": shape.image_side**2, "longest_edge": shape.max_image_side**2}
+    settings: dict[str, Any] = {
+        "size": {"shortest_edge": shape.image_side**2, "longest_edge": shape.max_image_side**2},
+        "image_mean": [shape.image_mean] * 3,
+        "image_std": [shape.image_std] * 3,
+    }
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(sizes)),
+        image_processor=Qwen2VLImageProcessor(**copy.deepcopy(settings)),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=dict(sizes)),
+        video_processor=Qwen2VLVideoProcessor(**copy.deepcopy(settings)),
         chat_template=CHAT_TEMPLATE,
     )
 
 
 def build_config(tokenizer: PreTrainedTokenizerBase, shape: DemoShape) -> Qwen2_5_VLConfig:
     """The model's config; every id in it is looked up in ``tokenizer``."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids = tokenizer.get_vocab()
     head_dim = shape.text_hidden // shape.text_heads
     # Time, height and width get 1/4, 3/8 and 3/8 of the rotary pairs, as in the released models.
     time_pairs = head_dim // 8
@@ -195,15 +206,16 @@ def write_model(folder: Path, texts: Iterable[str], shape: DemoShape, seed: int)
     """Writes model, tokenizer, processor and generation config into ``folder``; returns the number of parameters."""
     tokenizer = build_tokenizer(texts, shape.vocab_size)
     config = build_config(tokenizer, shape)
+    text: Any = config.text_config
     model = build_model(config, seed)
     model.generation_config = GenerationConfig(
-        eos_token_id=[config.text_config.eos_token_id, config.text_config.pad_token_id],
-        pad_token_id=config.text_config.pad_token_id,
+        eos_token_id=[text.eos_token_id, text.pad_token_id],
+        pad_token_id=text.pad_token_id,
         do_sample=False,
         max_new_tokens=64,
     )
     model.save_pretrained(folder)
     build_processor(tokenizer, shape).save_pretrained(folder)
     loaded = len(AutoTokenizer.from_pretrained(folder))
-    assert loaded == config.text_config.vocab_size, f"tokenizer reads back with {loaded} entries, written {config}"
+    assert loaded == text.vocab_size, f"tokenizer reads back with {loaded} entries, {text.vocab_size} were written"
     return model.num_parameters()

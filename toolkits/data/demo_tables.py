@@ -13,7 +13,7 @@ The data: easy-VQA by Victor Zhou, MIT licence (4,000 + 1,000 drawn images of 64
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def write_parquet(columns: dict[str, list[Any]], path: Path) -> None:
     pq.write_table(pa.table(columns, schema=schema), path, row_group_size=ROW_GROUP)
 
 
-def write_tables(folder: Path, splits: dict[str, Sequence[VqaRow]], seed: int) -> None:
+def write_tables(folder: Path, splits: Mapping[str, Sequence[VqaRow]], seed: int) -> None:
     """Writes ``folder``/{messages,robo2vlm}/SPLIT.parquet for every split."""
     for split, rows in splits.items():
         write_parquet(messages_columns(rows), folder / "messages" / f"{split}.parquet")

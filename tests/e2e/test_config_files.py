@@ -1,0 +1,97 @@
+"""Every YAML under examples/config composes, validates and is planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from examples.train_vlm import compose_config, main
+from rlinf_vlm.config.load import field_paths, load_config
+
+FOLDER = Path(__file__).parents[2] / "examples" / "config"
+EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+MODELS = sorted(path.stem for path in (FOLDER / "model").glob("*.yaml"))
+
+
+def dry(name: str, small_run: Path, *overrides: str) -> int:
+    paths = [
+        f"actor.model.model_path={small_run}/model",
+        f"data.train_data_paths={small_run}/train",
+        f"data.eval_data_paths={small_run}/test",
+        f"runner.logger.log_path={small_run}/log",
+    ]
+    return main(["--config-path", str(FOLDER), "--config-name", name, "runner.dry_run=true", *paths, *overrides])
+
+
+def test_there_are_experiments_and_models():
+    assert {"custom_sft_vlm", "robo2vlm_sft", "easy_vqa_choices"} <= set(EXPERIMENTS)
+    assert len(MODELS) == 5
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_planned(name, small_run, capsys):
+    columns = ["data.dataset_name=robo2vlmsft", "data.choice_key=choices", "data.answer_key=correct_answer"]
+    assert dry(name, small_run, *columns) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    for part in ("Placement", "CPU slot 0", "samples a step", "learning rate", "Memory", "64 rows", "101 rows"):
+        assert part in shown
+    assert not (small_run / "log").exists(), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_file_fits_the_experiment(name):
+    tree = compose_config(str(FOLDER), "robo2vlm_sft", [f"model@actor.model={name}"])
+    assert load_config(tree).actor.model.model_type
+
+
+def test_overrides_reach_every_field():
+    """Also the fields that the YAML leaves to their defaults, without a plus sign."""
+    tree = compose_config(
+        str(FOLDER),
+        "custom_sft_vlm",
+        [
+            "actor.optim.min_lr=1e-6",
+            "actor.model.freeze.vision_tower=true",
+            "data.max_pixels=100352",
+            "cluster.component_placement.actor=0-1,3",
+            "cluster.node_groups=[{label: a, node_ranks: 0-1}]",
+            "data.train_data_paths=null",
+            "actor.fsdp_config.hybrid_shard_size=2",
+        ],
+    )
+    config = load_config(tree)
+    assert (config.actor.optim.min_lr, config.actor.model.freeze.vision_tower) == (1e-6, True)
+    assert config.cluster.component_placement["actor"] == "0-1,3"
+    assert config.cluster.node_groups[0].node_ranks == "0-1"
+    assert config.data.train_data_paths is None and config.data.max_pixels == 100352
+
+
+def test_no_field_needs_a_plus_sign():
+    for path in field_paths():
+        if path.count(".") >= 1 and path != "runner.logger":
+            composed = compose_config(str(FOLDER), "custom_sft_vlm", [f"{path}=null"])
+            node = composed
+            for part in path.split("."):
+                node = node[part]
+            assert node is None
+
+
+GUIDE = Path(__file__).parent / "rlinf_guide.yaml"
+
+
+def test_the_guides_yaml_runs_as_written(small_run, capsys):
+    """The YAML of RLinf's guide, only its three paths edited."""
+    text = GUIDE.read_text(encoding="utf-8")
+    for placeholder, path in {
+        "/path/to/Robo2VLM-1/train_data": small_run / "train",
+        "/path/to/Robo2VLM-1/test_data": small_run / "test",
+        "/path/to/Qwen2.5-VL-3B-Instruct": small_run / "model",
+    }.items():
+        assert text.count(placeholder) == 1
+        text = text.replace(placeholder, str(path))
+    edited = small_run / "guide.yaml"
+    edited.write_text(text, encoding="utf-8")
+    assert main(["--config-name", str(edited), "runner.dry_run=true"]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "1,500 steps = 6000.00 epochs" in shown and "horizon 6,000 steps" in shown
