@@ -21,6 +21,7 @@ from typing import Any
 
 import ray
 
+from rlinf_vlm.cluster.environment import set_ray_environment
 from rlinf_vlm.types import UserError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -28,14 +29,6 @@ STATUS_TIMEOUT_S = 20.0
 POLL_S = 1.0
 """Longest uninterrupted wait, so that the driver's signal handlers run."""
 OBJECT_STORE_BYTES = 512 * 2**20
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # A failure is reported once, by whoever waits; results that nobody will fetch any more stay quiet.
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # By default workers run at niceness 15: anything else on the machine would starve the training.
-    "RAY_worker_niceness": "0",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +46,7 @@ def join_or_start(address: str, object_store_bytes: int = OBJECT_STORE_BYTES) ->
 
     A new one has no dashboard and an object store of ``object_store_bytes``. Raises UserError in a bounded time.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_ray_environment()
     settings: dict[str, Any] = {
         "log_to_driver": True,
         "logging_level": logging.ERROR,

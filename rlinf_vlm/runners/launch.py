@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rlinf_vlm.cluster.environment import set_ray_environment
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.registry import load_dotted
 from rlinf_vlm.runners.plan_text import plan_text
@@ -30,6 +31,7 @@ def launch(config: Config) -> None:
     if config.runner.dry_run:
         return
     make_run_folder(Path(config.runner.logger.log_path))
+    set_ray_environment()
     from rlinf_vlm.cluster.ray_cluster import connect  # Ray is imported only once everything else is in order
 
     settings = config.cluster

@@ -71,13 +71,13 @@ CHAT_TEMPLATE = """\
 class DemoShape:
     """Sizes of the demo model; lengths in pixels are sides of a square image.
 
-    head_dim is 32 (text), the smallest that vLLM's attention kernels take on a CPU. ``image_mean`` is the drawings'
-    background and ``vision_std`` about 1 / sqrt(vision_hidden): with the released models' mean and 0.02, shapes are
-    learned several times later.
+    head_dim is 32 (text), the smallest that vLLM's attention kernels take on a CPU. ``image_mean`` is near the
+    drawings' background and the two ``std`` are about 1 / sqrt(hidden): with the released models' mean and 0.02, shapes
+    are learned several times later.
     """
 
     vocab_size: int = 448
-    image_side: int = 112
+    image_side: int = 84
     image_mean: float = 0.95
     image_std: float = 0.27
     max_image_side: int = 224
@@ -85,13 +85,13 @@ class DemoShape:
     vision_hidden: int = 128
     vision_heads: int = 4
     vision_ffn: int = 256
-    text_depth: int = 3
+    text_depth: int = 2
     text_hidden: int = 128
     text_heads: int = 4
     text_kv_heads: int = 2
     text_ffn: int = 384
     vision_std: float = 0.08
-    text_std: float = 0.05
+    text_std: float = 0.08
     max_positions: int = 4096
 
     @property
