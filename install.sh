@@ -31,7 +31,8 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 fi
 echo "install.sh: installing the $device set into $venv (a few minutes, once)"
 "$python" -m venv "$venv"
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/constraints/$device.txt")
+export PYTHONWARNINGS=ignore # of setuptools, about what an editable installation is
+pip=("$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint "$root/constraints/$device.txt")
 "${pip[@]}" --upgrade pip setuptools wheel
 if [ "$device" = gpu ]; then
   "${pip[@]}" --editable "$root[vllm,liger,demo,dev]"

@@ -146,6 +146,10 @@ class Cluster:
         settings = {"CUDA_VISIBLE_DEVICES": self.visible_devices(process)}
         if threads:
             settings["OMP_NUM_THREADS"] = str(threads)
+        if not process.is_gpu:
+            # Threads that wait spin by default: with a loading process beside them, or anything else on the machine,
+            # a step then takes several times as long.
+            settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
         if process.is_gpu:
             assert self._booking is not None, "GPU processes are placed, but no GPU is reserved"
