@@ -10,6 +10,7 @@ to keep.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ class EvalCollator:
 
 def train_steps(reader: RowReader, steps: RankSteps, collator: StepCollator, num_workers: int) -> Iterator[RankStep]:
     """The steps of this rank, in order, loaded ahead by ``num_workers`` processes (0: in this one)."""
-    return iter(DataLoader(reader, batch_sampler=steps, collate_fn=collator, **_workers(num_workers)))
+    return _load(reader, steps, collator, num_workers)
 
 
 def eval_batches(
@@ -160,12 +161,22 @@ def eval_batches(
 ) -> Iterator[EvalBatch]:
     """Exactly ``num_batches`` batches that cover ``rows`` in order; those past the end are empty."""
     groups = [list(rows[start * batch_size : (start + 1) * batch_size]) for start in range(num_batches)]
-    return iter(DataLoader(reader, batch_sampler=groups, collate_fn=collator, **_workers(num_workers)))
+    return _load(reader, groups, collator, num_workers)
 
 
-def _workers(num_workers: int) -> dict[str, Any]:
+def _load(reader: RowReader, batches: Any, collator: Any, num_workers: int) -> Iterator[Any]:
     # Forked: the readers share the memory-mapped rows, and starting them takes no imports. They touch no GPU.
-    return {"num_workers": num_workers, **({"multiprocessing_context": "fork"} if num_workers else {})}
+    context = "fork" if num_workers else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores: as asked
+        loader = DataLoader(
+            reader,
+            batch_sampler=batches,
+            collate_fn=collator,
+            num_workers=num_workers,
+            multiprocessing_context=context,
+        )
+        return iter(loader)
 
 
 def _split(items: Sequence[list[Sample] | BadRow]) -> tuple[tuple[BadRow, ...], list[Sample]]:

@@ -89,8 +89,10 @@ class Session:
                 file.write(json.dumps(record.as_json(), ensure_ascii=False) + "\n")
         metrics = {**summarise(records), "time/eval": seconds}
         self._log(finished_steps, metrics)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "eval/samples")
-        self.say(f"evaluation after step {finished_steps}: eval/samples {len(records)}  {shown}")
+        shown = "  ".join(
+            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in metrics.items()
+        )
+        self.say(f"evaluation after step {finished_steps}: {shown}")
         return metrics
 
     def log_saved(self, finished_steps: int, folder: Path, seconds: float) -> None:

@@ -105,7 +105,6 @@ class ActorWorker:
         """One optimizer step over the global batch; returns its metrics, the same on every rank."""
         meter = StepMeter(self.device)
         rows = meter.next(self.steps)
-        self.feed.usable(rows.failure, rows.bad_rows)
         supervised, passes = self._totals(rows)
         nll = 0.0
         for micro_batch, is_last in self._passes(rows, passes):

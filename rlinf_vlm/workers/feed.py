@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from rlinf_vlm.config.resolve import Batching, Schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.kinds import make_kind
 from rlinf_vlm.data.loader import (
-    BadRow,
     EvalBatch,
     EvalCollator,
     RankStep,
@@ -22,6 +21,8 @@ from rlinf_vlm.data.order import RankSteps, RowStream, eval_rows
 from rlinf_vlm.data.rendering import PositionFn, Renderer, RenderOptions
 from rlinf_vlm.data.sources import open_table
 from rlinf_vlm.types import RankContext, UserError
+
+Loaded = TypeVar("Loaded", RankStep, EvalBatch)
 
 
 def render_options(config: Config) -> RenderOptions:
@@ -85,7 +86,7 @@ class Feed:
             max_tokens=batching.max_tokens,
         )
         reader = RowReader(rows=self._train, kind=self._kind, renderer=self._renderer)
-        return train_steps(reader, steps, collator, data.num_workers)
+        return map(self._checked, train_steps(reader, steps, collator, data.num_workers))
 
     def evaluation(self) -> Iterator[EvalBatch]:
         """This rank's part of the evaluation rows; every rank gets the same number of batches."""
@@ -93,7 +94,7 @@ class Feed:
         world, size = self._context.world_size, self._config.actor.eval_batch_size
         longest = max(len(eval_rows(len(self._eval), rank, world)) for rank in range(world))
         reader = RowReader(rows=self._eval, kind=self._kind, renderer=self._renderer, all_choices=True)
-        return eval_batches(
+        batches = eval_batches(
             reader,
             eval_rows(len(self._eval), self._context.rank, world),
             size,
@@ -101,10 +102,13 @@ class Feed:
             EvalCollator(image_token_id=self._image_token_id),
             self._config.data.num_workers,
         )
+        return map(self._checked, batches)
 
-    def usable(self, failure: str | None, bad_rows: tuple[BadRow, ...]) -> None:
-        """Stops the run for what the config does not allow to pass over."""
-        if failure is not None:
-            raise UserError(failure)
-        if bad_rows and self._config.data.on_bad_row == "error":
-            raise UserError(f"{bad_rows[0].reason}; mend the row, or set data.on_bad_row=drop to leave such rows out")
+    def _checked(self, loaded: Loaded) -> Loaded:
+        """``loaded``, unless something in it is not to be passed over: then UserError."""
+        if loaded.failure is not None:
+            raise UserError(loaded.failure)
+        if loaded.bad_rows and self._config.data.on_bad_row == "error":
+            reason = loaded.bad_rows[0].reason
+            raise UserError(f"{reason}; mend the row, or set data.on_bad_row=drop to leave such rows out")
+        return loaded

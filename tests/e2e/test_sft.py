@@ -164,6 +164,22 @@ def test_bad_rows_stop_the_run_or_are_counted(small_run, tmp_path):
     assert sum(line["train/samples"] for line in found) == 30
 
 
+def test_bad_test_rows_stop_the_evaluation_or_are_counted(small_run, tmp_path):
+    rows = choice_rows(9, seed=4)
+    rows[6]["correct_answer"] = 9
+    write_parquet(rows, tmp_path / "bad" / "rows.parquet")
+    changes = [f"data.eval_data_paths={tmp_path}/bad", "data.train_data_paths=null", "data.num_workers=0"]
+    config = guide(small_run, tmp_path)
+    status, output = run(config, tmp_path / "stop", *changes)
+    assert status == 2 and "rows.parquet row 6: " in output and "Traceback" not in output
+    status, output = run(config, tmp_path / "drop", *changes, "data.on_bad_row=drop")
+    assert status == 0, output
+    (evaluation,) = evaluations(tmp_path / "drop")
+    assert (evaluation["eval/samples"], evaluation["eval/dropped_rows"]) == (8, 1)
+    records = read_jsonl(tmp_path / "drop" / "eval" / "step_0.jsonl")
+    assert len(records) == 9 and "rows.parquet row 6" in records[6]["error"]
+
+
 def test_the_launcher_keeps_the_status_of_a_mistake(small_run, tmp_path):
     status, output = run(guide(small_run, tmp_path), tmp_path / "log", "actor.micro_batch_sze=2")
     assert status == 2
