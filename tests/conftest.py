@@ -27,7 +27,7 @@ def processor():
     """A Qwen2.5-VL processor with a small byte-level tokenizer; a 112 x 112 image gives 16 tokens."""
     from toolkits.data.demo_model import DemoShape, build_processor, build_tokenizer
 
-    shape = DemoShape()
+    shape = DemoShape(image_side=112)
     tokenizer = build_tokenizer(["what colour is it? red", "user assistant system"] * 50, shape.vocab_size)
     return build_processor(tokenizer, shape)
 

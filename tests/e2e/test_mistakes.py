@@ -116,7 +116,7 @@ def test_yaml_syntax(tmp_path, capsys):
 
 
 def test_base_60_in_yaml(tmp_path, small_run, capsys):
-    (tmp_path / "c.yaml").write_text("defaults: [robo2vlm_sft]\ncluster: {component_placement: {actor: 0:1}}\n")
+    (tmp_path / "c.yaml").write_text("defaults: [robo2vlm_sft, _self_]\ncluster: {component_placement: {actor: 0:1}}\n")
     shutil.copytree(Path(__file__).parents[2] / "examples" / "config", tmp_path, dirs_exist_ok=True)
     text = told(capsys, small_run, name=str(tmp_path / "c.yaml")) if _reads_base_60() else "quote 0:1"
     assert "0:1" in text
