@@ -30,4 +30,4 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" RLINF_VLM_DEMO="$root/.demo
 if [ -t 1 ]; then export RLINF_VLM_TERMINAL=/dev/tty; fi
 # tee ignores Ctrl-C, so that it still writes what the run says while it ends.
 "$python" "$root/examples/train_vlm.py" --config-path "$root/examples/config" --config-name "$config" \
-  runner.logger.log_path="$log" "$@" 2>&1 | tee -i -a "$log/run.log"
+  --log-path "$log" "$@" 2>&1 | tee -i -a "$log/run.log"

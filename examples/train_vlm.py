@@ -8,6 +8,7 @@ The only file that imports Hydra. Exit status: 0 done, 1 failed, 2 a mistake in 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import subprocess
@@ -29,6 +30,8 @@ from rlinf_vlm.runners.launch import launch
 from rlinf_vlm.types import UserError, WorkerFailure
 
 ROOT = Path(__file__).resolve().parent.parent
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""What is no fault of the program when it writes: told in one line."""
 PLACEMENT = "cluster.component_placement"
 
 
@@ -37,17 +40,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Train or evaluate a vision-language model.")
     parser.add_argument("--config-path", default=str(ROOT / "examples" / "config"), help="folder of the YAML files")
     parser.add_argument("--config-name", default="custom_sft_vlm", help="name in that folder, or path of a YAML file")
+    parser.add_argument("--log-path", help="run folder, unless an override names runner.logger.log_path")
     parser.add_argument("overrides", nargs="*", help="key=value, as Hydra reads them")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _end_on_sigterm)
     try:
         tree = compose_config(options.config_path, options.config_name, options.overrides)
+        if options.log_path and not any("runner.logger.log_path=" in text for text in options.overrides):
+            set_log_path(tree, options.log_path)
         make_missing_demo(tree)
         launch(load_config(tree))
     except UserError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
         return 2
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        sys.stderr.write(f"error: {error.filename or 'the run folder'}: {error.strerror or error}\n")
+        return 1
     except WorkerFailure as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -65,9 +76,11 @@ def compose_config(folder: str, name: str, overrides: Sequence[str]) -> dict[str
 
     Raises UserError for a missing or broken YAML, an override that cannot be read, or an interpolation without a value.
     """
-    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+    if "/" in name or Path(name).is_file():
+        if not Path(name).is_file() or not name.endswith(".yaml"):
+            raise UserError(f"config {name!r}: no such file; give the path of a file that ends in .yaml, or a name")
         folder, name = str(Path(name).parent), Path(name).name
-    name = name.removesuffix(".yaml").removesuffix(".yml")
+    name = name.removesuffix(".yaml")
     directory = Path(folder).resolve()
     if not directory.is_dir():
         raise UserError(f"--config-path={folder!r}: no such folder")
@@ -80,8 +93,15 @@ def compose_config(folder: str, name: str, overrides: Sequence[str]) -> dict[str
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except yaml.YAMLError as error:
         raise UserError(f"config {name!r} is not YAML: {' '.join(str(error).split())}") from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"config {name!r}: {' '.join(str(error).split())}") from error
+
+
+def set_log_path(tree: dict[str, Any], path: str) -> None:
+    """Sets runner.logger.log_path as it is: a folder's name may hold what Hydra's grammar gives a meaning to."""
+    runner = tree.get("runner")
+    if isinstance(runner, dict) and isinstance(runner.setdefault("logger", {}), dict):
+        runner["logger"]["log_path"] = path
 
 
 def reach_every_field(text: str, directory: Path) -> str:
@@ -92,8 +112,13 @@ def reach_every_field(text: str, directory: Path) -> str:
     """
     try:
         override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise UserError(f"override {text!r}: {' '.join(str(error).split())}; write it as key=value") from error
+    except (HydraException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"override {text!r}: {reason}; write it as key=value, a special text as key='\"...\"'"
+        ) from error
+    if not override.key_or_group:
+        raise UserError(f"override {text!r} has no key; write it as key=value")
     if override.type is not OverrideType.CHANGE or (directory / str(override.key_or_group)).is_dir():
         return text
     if override.is_sweep_override() and override.key_or_group.startswith(PLACEMENT):
@@ -111,7 +136,7 @@ def _refuse_sweep(override: Override, text: str) -> None:
 def make_missing_demo(tree: Mapping[str, Any]) -> None:
     """Makes the demo data and model when the config points there and they are not there yet."""
     demo = Path(os.environ.get("RLINF_VLM_DEMO", ".demo"))
-    data, model = tree.get("data") or {}, (tree.get("actor") or {}).get("model") or {}
+    data, model = _block(tree, "data"), _block(_block(tree, "actor"), "model")
     named = [model.get("model_path"), data.get("train_data_paths"), data.get("eval_data_paths")]
     missing = [
         text for text in named if isinstance(text, str) and text.startswith(f"{demo}/") and not Path(text).exists()
@@ -121,6 +146,11 @@ def make_missing_demo(tree: Mapping[str, Any]) -> None:
         status = subprocess.run([sys.executable, str(script), "--out", str(demo)], check=False).returncode
         if status:
             raise UserError(f"{missing[0]} is missing and {script.name} could not make it (status {status}, see above)")
+
+
+def _block(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = tree.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 class Terminated(KeyboardInterrupt):

@@ -92,7 +92,11 @@ def parse_rule(rule: Rule) -> list[Segment]:
         else:
             processes = range(next_process, next_process + len(resources))
         if processes.start != next_process:
-            rule.fail(parts[-1], f"process ranks must go on from {next_process} without a gap")
+            example = f"{next_process}-{next_process + processes.start}"
+            rule.fail(
+                parts[-1],
+                f"process ranks must go on from {next_process} without a gap; write ranks such as {example}",
+            )
         if len(resources) % len(processes) and len(processes) % len(resources):
             counts = f"processes: {len(processes)}, resources: {len(resources)}"
             rule.fail(piece, f"one number must divide the other ({counts})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -37,7 +38,7 @@ class ModelConfig(Block):
     """Model family: qwen2_vl, qwen2.5_vl, qwen3_vl, qwen3_vl_moe, auto (any image-text-to-text model of transformers,
     unpacked) or package.module:Thing. Must fit the model_type in the folder's config.json."""
     model_path: str
-    """Folder with config.json, safetensors, tokenizer and processor, or a model id of the Hugging Face hub."""
+    """Folder with config.json, weights, tokenizer and processor. ~ is the home folder."""
     precision: Precision = "fp32"
     """fp32: master weights and optimizer state in float32, computing in fsdp_config.mixed_precision.param_dtype.
     bf16: weights, gradients and optimizer state all in bfloat16."""
@@ -49,6 +50,11 @@ class ModelConfig(Block):
     """Parts that are not trained."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along (only for model_type auto)."""
+
+    @field_validator("model_path")
+    @classmethod
+    def _expanded(cls, value: str) -> str:
+        return os.path.expanduser(value)
 
 
 class OptimConfig(Block):
@@ -141,7 +147,7 @@ class ActorConfig(Block):
     """Fill micro-batches up to max_tokens_per_micro_batch instead of counting samples. Neither way pads."""
     max_tokens_per_micro_batch: int = Field(default=8192, ge=16)
     """Token budget of one forward and backward pass, image tokens included, when packing is true."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=2**32)
     """Seeds Python, NumPy, torch and the order of the data."""
     model: ModelConfig
     """The model."""

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict
 class Block(BaseModel):
     """One block of the YAML. Nothing assigns to it once it is built."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 def merge_alias(values: Any, alias: str, name: str) -> Any:

@@ -17,11 +17,24 @@ def load_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_line(item, tree) for item in error.errors()]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
+        raise UserError("\n".join(_lines(error, tree))) from None
 
 
-def _line(item: Any, tree: Mapping[str, Any]) -> str:
+def _lines(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
+    """One line a mistake. A value that fits no branch of a union has an error for each branch: they share a line."""
+    by_key: dict[tuple[str, ...], list[Any]] = {}
+    for item in error.errors():
+        by_key.setdefault(tuple(_yaml_path(item["loc"], tree)), []).append(item)
+    lines = []
+    for path, items in by_key.items():
+        deeper = any(other[: len(path)] == path and len(other) > len(path) for other in by_key)
+        if deeper and len(items) > 1:
+            continue  # the branch that was meant has an error of its own inside
+        lines.append(_line(items[0], tree, problems=[str(item["msg"]) for item in items]))
+    return lines
+
+
+def _line(item: Any, tree: Mapping[str, Any], problems: list[str]) -> str:
     """One pydantic error as ``key=value: problem. Meaning of the field``."""
     path = _yaml_path(item["loc"], tree)
     key = ".".join(path)
@@ -30,7 +43,7 @@ def _line(item: Any, tree: Mapping[str, Any]) -> str:
     meaning = _meaning(path)
     if item["type"] == "missing":
         return f"{key}: required but not given. {meaning}".rstrip()
-    problem = str(item["msg"]).removeprefix("Value error, ")
+    problem = " or ".join(dict.fromkeys(problems)).removeprefix("Value error, ")
     if item["type"] == "value_error" and isinstance(item["input"], Mapping):
         return f"{key}.{problem}"  # a block's own check: its message starts with the name of a field of the block
     return f"{key}={_shown(item['input'])}: {problem[:1].lower() + problem[1:]}. {meaning}".rstrip()
@@ -49,7 +62,7 @@ def _yaml_path(location: tuple[Any, ...], tree: Mapping[str, Any]) -> list[str]:
     for part in location:
         inside_mapping = isinstance(node, Mapping)
         if inside_mapping and part not in node and (part not in _fields(path)):
-            break
+            continue  # the name of a union's branch
         if not inside_mapping and not (isinstance(part, int) and isinstance(node, (list, tuple))):
             break
         path.append(str(part))

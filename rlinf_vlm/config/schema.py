@@ -47,6 +47,14 @@ class ClusterConfig(Block):
     node_groups: tuple[NodeGroupConfig, ...] = ()
     """Named node groups for the long form of a placement."""
 
+    @field_validator("node_groups")
+    @classmethod
+    def _distinct(cls, value: tuple[NodeGroupConfig, ...]) -> tuple[NodeGroupConfig, ...]:
+        labels = [group.label for group in value]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"two groups have one label (labels: {', '.join(labels)}); rename one of them")
+        return value
+
 
 class LoggerConfig(Block):
     """Where the run writes."""
@@ -141,6 +149,13 @@ class DataConfig(Block):
     """Processes of each rank that decode and render ahead; 0 works in the training process."""
     lazy_loading: bool = True
     """Read for RLinf's configs: rows are always memory-mapped and images always decoded when they are needed."""
+
+    @field_validator("image_keys")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a column twice, so each of its images would be used twice; name it once")
+        return value
 
     @model_validator(mode="before")
     @classmethod

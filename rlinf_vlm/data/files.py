@@ -107,6 +107,12 @@ def _entries(paths: str | Sequence[str], key: str) -> list[str]:
 def _expand(entry: str, key: str) -> list[Path]:
     """The files of one entry."""
     path = Path(entry).expanduser()
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # a glob, or told below
+    except (OSError, ValueError) as error:  # a link to itself, a name too long, no permission, a null byte
+        raise UserError(f"{key}={entry!r} cannot be looked up: {error}; give another path") from error
     if path.is_dir():
         files = _walk(path)
         if not files:

@@ -102,6 +102,8 @@ def _from_bytes(data: bytes, name: str) -> Image.Image:
         raise RowError(f"image {name} does not decode: it is empty")
     try:
         return Image.open(BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise RowError(f"image {name} is too large: {_text(error)}") from error
     except DECODE_ERRORS as error:
         # Pillow's own text shows the address of a buffer, which tells a reader nothing.
         raise RowError(f"image {name} does not decode: not an image, starts with {data[:8]!r}") from error

@@ -104,6 +104,9 @@ class RowReader(Dataset):
         except RowError as error:
             file, row = self.rows.locate(index)
             return BadRow(row=index, reason=f"{file} row {row}: {error}")
+        except Exception as error:
+            error.add_note("while reading {} row {}".format(*self.rows.locate(index)))
+            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

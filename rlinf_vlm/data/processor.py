@@ -20,15 +20,30 @@ def load_processor(
         processor = AutoProcessor.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"actor.model.model_path={model_path!r}: its processor cannot be loaded: {reason}") from error
+        raise UserError(
+            f"actor.model.model_path={model_path!r}: its processor cannot be loaded ({reason}); copy the model's "
+            "tokenizer and preprocessor files into the folder again"
+        ) from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise UserError(
             f"actor.model.model_path={model_path!r}: {type(processor).__name__} does not process images and text; "
             "copy the model's preprocessor_config.json and tokenizer files into the folder"
         )
+    _check_tokenizer(model_path, processor)
     if min_pixels is not None or max_pixels is not None:
         _set_pixel_bounds(processor.image_processor, min_pixels, max_pixels)
     return processor
+
+
+def _check_tokenizer(model_path: str, processor: Any) -> None:
+    """An incomplete folder gives transformers an empty tokenizer, without an error."""
+    tokenizer = processor.tokenizer
+    token = getattr(processor, "image_token", None)
+    if len(tokenizer) == 0 or token is None or tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+        raise UserError(
+            f"actor.model.model_path={model_path!r}: the tokenizer has {len(tokenizer)} tokens and does not know the "
+            f"processor's image token {token!r}; copy the model's tokenizer files into the folder again"
+        )
 
 
 def _set_pixel_bounds(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from rlinf_vlm.data.images import load_image
-from rlinf_vlm.types import IGNORE_INDEX, Conversation, ImagePart, Message, ProcessedImage, RowError, Sample
+from rlinf_vlm.types import IGNORE_INDEX, Conversation, ImagePart, Message, ProcessedImage, RowError, Sample, UserError
 
 PositionFn = Callable[[torch.Tensor, Sequence[ProcessedImage]], torch.Tensor]
 """(input_ids [L], images in order) -> position_ids [3, L]."""
@@ -125,6 +126,21 @@ class Renderer:
             for index, text in enumerate(conversation.choices)
         ]
 
+    def check_template(self) -> None:
+        """Renders a smallest conversation. Raises UserError when the model's chat template cannot."""
+        turns = (Message(role="user", parts=("a",)), Message(role="assistant", parts=("b",)))
+        probe = Conversation(messages=turns, images=(), question="a", answer="b")
+        try:
+            text, spans = self._text_and_spans(probe.messages)
+            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            self._supervised(encoding["input_ids"], encoding["offset_mapping"], spans, text)
+        except (RowError, ValueError, TemplateError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"actor.model.model_path: its chat template does not render a question and an answer ({reason}); copy "
+                "the model's chat_template.jinja into the folder, or set data.apply_chat_template=false"
+            ) from error
+
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text that the model is asked to continue after ``messages``."""
         return self._apply(messages, add_generation_prompt=True)
@@ -164,6 +180,8 @@ class Renderer:
     def _text_and_spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The rendered conversation, and for each assistant turn the characters after its generation prompt."""
         text = self._apply(messages, add_generation_prompt=False)
+        if not _is_unicode(text):
+            raise RowError("the text holds half a character (a lone surrogate), which cannot be encoded")
         spans = []
         for index, message in enumerate(messages):
             if message.role != "assistant":
@@ -229,6 +247,14 @@ class Renderer:
             )
         if options.max_length is not None and length > options.max_length:
             raise RowError(f"the sample has {length} tokens, more than {options.max_length_name}={options.max_length}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def with_answer(conversation: Conversation, text: str) -> Conversation:

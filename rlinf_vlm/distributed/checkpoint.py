@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
+from rlinf_vlm.types import UserError
+
 
 def write_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
     """Writes ``folder`` aside and renames it; an older folder of that name is replaced.
 
-    Raises OSError, with the half-written folder removed, when the disk does not take it.
+    Raises UserError, with the half-written folder removed, when the disk does not take it.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -39,7 +41,10 @@ def write_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], state: M
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"the checkpoint {folder} could not be written: {error}") from error
+        free = shutil.disk_usage(folder.parent).free / 2**20
+        raise UserError(
+            f"the checkpoint {folder} could not be written ({error}; {free:.0f} MiB are free there)"
+        ) from error
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)

@@ -17,6 +17,12 @@ from typing import Any
 from rlinf_vlm.types import UserError
 
 KEY = "actor.model.model_path"
+NEEDED = {
+    "weights": ("*.safetensors", "pytorch_model*.bin"),
+    "tokenizer": ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenization_*.py"),
+    "processor": ("preprocessor_config.json", "processor_config.json"),
+}
+"""What a model folder holds beside config.json: kind -> file names, any of which will do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,7 @@ class ModelFolder:
 
 def read_model_folder(model_path: str) -> ModelFolder:
     """Raises UserError when the folder is missing, has no readable config.json, or a weight file is missing or cut."""
-    path = Path(model_path).expanduser()
+    path = Path(model_path)
     if not path.is_dir():
         raise UserError(f"{KEY}={model_path!r}: no such folder; download the model and set {KEY} to its folder")
     config_file = path / "config.json"
@@ -47,16 +53,31 @@ def read_model_folder(model_path: str) -> ModelFolder:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{KEY}={model_path!r}: its config.json is not JSON ({error}); copy it again") from error
+    text = config.get("text_config", config) if isinstance(config, dict) else None
+    if not isinstance(text, dict):
+        raise UserError(f"{KEY}={model_path!r}: its config.json does not describe a model; copy it again")
+    _check_files(path)
     sizes = _parameter_sizes(path)
-    text = config.get("text_config") or config
     return ModelFolder(
         path=path,
         model_type=str(config.get("model_type", "")),
         parameters=sum(sizes.values()) if sizes else None,
         largest_block=_largest_block(sizes),
-        hidden_size=int(text.get("hidden_size") or 0),
-        num_layers=int(text.get("num_hidden_layers") or 0),
+        hidden_size=_number(text, "hidden_size"),
+        num_layers=_number(text, "num_hidden_layers"),
     )
+
+
+def _check_files(path: Path) -> None:
+    """Weights, tokenizer and processor are there, under one of their names."""
+    for what, patterns in NEEDED.items():
+        if not any(any(path.glob(pattern)) for pattern in patterns):
+            raise UserError(f"{KEY}={str(path)!r}: the folder has no {what} ({' or '.join(patterns)}); copy it there")
+
+
+def _number(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name, 0)
+    return value if isinstance(value, int) else 0
 
 
 def _parameter_sizes(path: Path) -> dict[str, int]:
@@ -64,7 +85,10 @@ def _parameter_sizes(path: Path) -> dict[str, int]:
     index = path / "model.safetensors.index.json"
     files = sorted(path.glob("*.safetensors"))
     if index.is_file():
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{KEY}: {index} is cut or no index of weights ({error!r}); copy it again") from error
         missing = [name for name in named if not (path / name).is_file()]
         if missing:
             raise UserError(
@@ -74,25 +98,25 @@ def _parameter_sizes(path: Path) -> dict[str, int]:
         files = [path / name for name in named]
     sizes: dict[str, int] = {}
     for file in files:
-        header = _header(file)
-        sizes.update({name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"})
+        sizes.update({name: math.prod(entry["shape"]) for name, entry in _header(file).items()})
     return sizes
 
 
 def _header(file: Path) -> Mapping[str, Any]:
-    """A safetensors header, after checking that the file is as long as it says."""
+    """A safetensors header without its metadata, after checking that the file is as long as it says."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
-    except (ValueError, MemoryError, OverflowError) as error:
-        raise UserError(f"{KEY}: {file} is cut or no safetensors file ({error}); copy it again") from error
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, MemoryError, OverflowError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{KEY}: {file} is cut or no safetensors file ({error!r}); copy it again") from error
     if file.stat().st_size < 8 + length + end:
         raise UserError(
             f"{KEY}: {file} has {file.stat().st_size} bytes of {8 + length + end}: it is cut; copy it again"
         )
-    return header
+    return tensors
 
 
 def _largest_block(sizes: Mapping[str, int]) -> int:

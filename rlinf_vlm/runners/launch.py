@@ -14,6 +14,9 @@ from rlinf_vlm.runners.session import Session
 from rlinf_vlm.tracking import Terminal
 from rlinf_vlm.types import UserError
 
+PROBE_BYTES = 1 << 20
+"""What a run folder must at least take: config, plan and the first metrics."""
+
 RUNNERS = {"sft": "rlinf_vlm.runners.sft:run"}
 
 
@@ -52,7 +55,7 @@ def make_run_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
-        probe.touch()
+        probe.write_bytes(bytes(PROBE_BYTES))
         probe.unlink()
     except OSError as error:
         raise UserError(

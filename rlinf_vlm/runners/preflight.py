@@ -89,6 +89,7 @@ def make_plan(
             f"['{TRAINING_COMPONENT}']; place the actor and nothing else"
         )
     processes = placements[0].processes
+    _check_attention(config, on_gpu=processes[0].is_gpu)
     world_size = len(processes)
     on_first_node = sum(process.node == processes[0].node for process in processes)
     trains = config.data.train_data_paths is not None
@@ -103,6 +104,17 @@ def make_plan(
         train_rows=train_rows,
         eval_rows=eval_rows,
     )
+
+
+def _check_attention(config: Config, *, on_gpu: bool) -> None:
+    """The variable-length kernels run on a GPU in bf16 only."""
+    wanted, dtype = config.actor.model.attn_implementation, config.actor.compute_dtype
+    if wanted in ("varlen", "flash_attention_2") and not (on_gpu and dtype == "bf16"):
+        place = "a GPU" if on_gpu else "the CPU"
+        raise UserError(
+            f"actor.model.attn_implementation={wanted!r} needs a GPU and bf16, but the actor computes in {dtype} on "
+            f"{place}; set it to auto or sdpa"
+        )
 
 
 def evaluation_batching(config: Config, world_size: int) -> Batching:

@@ -19,6 +19,7 @@ import yaml
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.evaluation.answers import EvalRecord, summarise
 from rlinf_vlm.tracking import Backend, Terminal, open_backends
+from rlinf_vlm.types import UserError
 
 
 class Session:
@@ -88,6 +89,8 @@ class Session:
             for record in sorted(records, key=lambda record: record.row):
                 file.write(json.dumps(record.as_json(), ensure_ascii=False) + "\n")
         metrics = {**summarise(records), "time/eval": seconds}
+        if not metrics["eval/samples"]:
+            raise UserError(f"none of the {len(records)} evaluation rows can be used ({records[0].error})")
         self._log(finished_steps, metrics)
         shown = "  ".join(
             f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in metrics.items()

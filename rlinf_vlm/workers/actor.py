@@ -105,7 +105,7 @@ class ActorWorker:
         """One optimizer step over the global batch; returns its metrics, the same on every rank."""
         meter = StepMeter(self.device)
         rows = meter.next(self.steps)
-        supervised, passes = self._totals(rows)
+        supervised, passes = self._totals(step, rows)
         nll = 0.0
         for micro_batch, is_last in self._passes(rows, passes):
             scores = self._score(micro_batch)
@@ -141,9 +141,15 @@ class ActorWorker:
         """Leaves the process group."""
         stop_process_group()
 
-    def _totals(self, rows: RankStep) -> tuple[float, int]:
+    def _totals(self, step: int, rows: RankStep) -> tuple[float, int]:
         """Supervised tokens of the whole step, and how many passes the rank with the most micro-batches makes."""
-        (supervised,) = all_sum(sum(batch.num_supervised for batch in rows.micro_batches))
+        supervised, dropped = all_sum(sum(batch.num_supervised for batch in rows.micro_batches), len(rows.bad_rows))
+        if not supervised:
+            reason = f" ({rows.bad_rows[0].reason})" if rows.bad_rows else ""
+            raise UserError(
+                f"step {step + 1}: {dropped:.0f} of {self.config.actor.global_batch_size} rows cannot be used and none "
+                f"is left to learn from{reason}; mend the data or raise the limit"
+            )
         (passes,) = all_max(len(rows.micro_batches))
         return supervised, max(1, int(passes))
 

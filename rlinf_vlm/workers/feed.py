@@ -25,10 +25,10 @@ from rlinf_vlm.types import RankContext, UserError
 Loaded = TypeVar("Loaded", RankStep, EvalBatch)
 
 
-def render_options(config: Config) -> RenderOptions:
-    """The limits that a sample has to keep; under packing no sample may exceed the token budget."""
+def render_options(config: Config, *, training: bool) -> RenderOptions:
+    """The limits that a sample has to keep; when training packs, no sample may exceed the token budget."""
     data, actor = config.data, config.actor
-    budget = actor.max_tokens_per_micro_batch if actor.packing else None
+    budget = actor.max_tokens_per_micro_batch if actor.packing and training else None
     bounded_by_budget = budget is not None and (data.max_length is None or budget < data.max_length)
     return RenderOptions(
         chat_template=data.apply_chat_template,
@@ -45,7 +45,9 @@ class Feed:
         self._config = config
         self._context = context
         self._kind = make_kind(config.data)
-        self._renderer = Renderer(processor, positions, render_options(config))
+        self._renderer = Renderer(processor, positions, render_options(config, training=True))
+        self._eval_renderer = Renderer(processor, positions, render_options(config, training=False))
+        self._eval_renderer.check_template()
         self._image_token_id = self._renderer.images.token_id
         paths, eval_paths = config.data.train_data_paths, config.data.eval_data_paths
         columns = [column for _, column in self._kind.required_columns()]
@@ -93,7 +95,7 @@ class Feed:
         assert self._eval is not None, "evaluation needs evaluation rows"
         world, size = self._context.world_size, self._config.actor.eval_batch_size
         longest = max(len(eval_rows(len(self._eval), rank, world)) for rank in range(world))
-        reader = RowReader(rows=self._eval, kind=self._kind, renderer=self._renderer, all_choices=True)
+        reader = RowReader(rows=self._eval, kind=self._kind, renderer=self._eval_renderer, all_choices=True)
         batches = eval_batches(
             reader,
             eval_rows(len(self._eval), self._context.rank, world),

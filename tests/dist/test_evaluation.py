@@ -8,7 +8,7 @@ import torch
 
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import resolve_schedule
-from tests.small_run import run_ranks, tree
+from tests.small_run import evaluate, run_ranks, tree
 
 
 def train_evaluate_generate(actor: Any, config: Any) -> tuple[list[Any], list[str], list[str]]:
@@ -22,7 +22,7 @@ def train_evaluate_generate(actor: Any, config: Any) -> tuple[list[Any], list[st
     records = actor.evaluate()
     model = AutoModelForImageTextToText.from_pretrained(config.actor.model.model_path, dtype=torch.float32)
     model.load_state_dict(actor.policy.hf_state(), strict=False)
-    renderer, kind, table = actor.feed._renderer, actor.feed._kind, actor.feed._eval
+    renderer, kind, table = actor.feed._eval_renderer, actor.feed._kind, actor.feed._eval
     said, asked = [], []
     for index in range(len(table)):
         sample = renderer.render(kind.convert(table[index]), row=index)
@@ -51,3 +51,9 @@ def test_one_pass_says_what_generate_says(small_run):
     chosen = [record.choice_prediction == record.answer for record in records]
     assert chosen == [record.choice_correct for record in records]
     assert sum(chosen) >= correct - 3, "the greedy answer is nearly always the likeliest choice"
+
+
+def test_the_training_budget_does_not_choose_the_evaluation_rows(small_run):
+    changes = {"actor__packing": True, "actor__max_tokens_per_micro_batch": 64, "data__on_bad_row": "drop"}
+    (records,) = run_ranks(load_config(tree(small_run, **changes)), 1, evaluate)
+    assert len(records) == 101 and all(record.error is None for record in records)

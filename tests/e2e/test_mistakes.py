@@ -71,6 +71,18 @@ MISTAKES = {
         ["gpus", "cluster"],
     ),
     "backend": (["runner.logger.logger_backends=[wandb]"], ["wandb", "pip install"]),
+    "process count": (["cluster.component_placement.actor='0:3'"], ["0:3", "without a gap", "0-3"]),
+    "attention kernel": (["actor.model.attn_implementation=varlen"], ["attn_implementation='varlen'", "CPU", "sdpa"]),
+    "seed": (["actor.seed=4294967296"], ["actor.seed=4294967296", "4294967296"]),
+    "infinite": (["actor.optim.lr=inf"], ["actor.optim.lr=inf", "finite"]),
+    "column twice": (["data.image_keys=[image,image]"], ["data.image_keys", "twice"]),
+    "group twice": (
+        ["cluster.node_groups=[{label: a, node_ranks: 0}, {label: a, node_ranks: 0}]"],
+        ["cluster.node_groups", "rename"],
+    ),
+    "block of text": (["data=foo"], ["data='foo'"]),
+    "override without key": (["=3"], ["=3", "key=value"]),
+    "not a kind": (["data.dataset_name=json:loads"], ["data.dataset_name='json:loads'", "robo2vlmsft"]),
     "unknown backend": (["runner.logger.logger_backends=[tensorbord]"], ["logger_backends", "tensorbord"]),
     "hybrid shard": (
         [
@@ -154,6 +166,29 @@ def test_missing_column(small_run, tmp_path, capsys):
     pq.write_table(table, tmp_path / "data" / "a.parquet")
     text = told(capsys, small_run, f"data.train_data_paths={tmp_path}/data")
     assert "data.answer_key" in text and "correct_answer" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("tokenizer.json", "no tokenizer"),
+        ("processor_config.json", "no processor"),
+        ("model.safetensors", "no weights"),
+    ],
+)
+def test_a_model_folder_that_is_not_whole(small_run, tmp_path, capsys, name, what):
+    folder = tmp_path / "model"
+    shutil.copytree(small_run / "model", folder)
+    (folder / name).unlink()
+    text = told(capsys, small_run, f"actor.model.model_path={folder}")
+    assert "actor.model.model_path" in text and what in text
+
+
+def test_a_value_that_fits_no_form_is_one_line(small_run, capsys):
+    text = told(capsys, small_run, "cluster.component_placement={actor: {placement: all, node_grp: x}}")
+    assert "node_grp" in text and len(text.splitlines()) == 1
+    text = told(capsys, small_run, "cluster.component_placement={actor: 0.5}")
+    assert "cluster.component_placement.actor=0.5" in text and len(text.splitlines()) == 1
 
 
 def test_cut_weights(small_run, tmp_path, capsys):

@@ -38,9 +38,10 @@ FP32 = "actor.fsdp_config.mixed_precision.param_dtype=fp32"
 def start(config: Path | str, log: Path, *overrides: str) -> subprocess.Popen[str]:
     """The launcher, in a process group of its own."""
     environment = {**os.environ, "RLINF_VLM_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(ROOT / "examples" / "run_vlm_sft.sh"), str(config), *overrides]
+    launcher = ROOT / "examples" / "run_vlm_sft.sh"
+    command = ["bash", str(launcher), str(config), *overrides, "--log-path", str(log)]
     return subprocess.Popen(
-        [*command, f"runner.logger.log_path={log}"],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -162,6 +163,15 @@ def test_bad_rows_stop_the_run_or_are_counted(small_run, tmp_path):
     found = steps(tmp_path / "drop")
     assert sum(line["data/dropped_rows"] for line in found) == 2
     assert sum(line["train/samples"] for line in found) == 30
+
+
+def test_a_step_without_a_usable_row_ends_the_run(small_run, tmp_path):
+    """In a folder whose name Hydra's grammar could not read."""
+    changes = ["data.max_length=2", "data.on_bad_row=drop", "runner.max_steps=1", *SMALL]
+    status, output = run(guide(small_run, tmp_path), tmp_path / "lög=(1)", *changes)
+    assert status == 2, output
+    assert "step 1: 16 of 16 rows cannot be used" in output and "data.max_length=2" in output
+    assert not (tmp_path / "lög=(1)" / "qwen2_5_vl_sft_demo").exists()
 
 
 def test_bad_test_rows_stop_the_evaluation_or_are_counted(small_run, tmp_path):

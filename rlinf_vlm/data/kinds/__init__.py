@@ -89,6 +89,11 @@ def make_kind(settings: KindSettings) -> DatasetKind:
         found = resolve("data.dataset_name", settings.dataset_name, KINDS)
     except ValueError as error:
         raise UserError(f"data.dataset_name: {error}") from error
+    if not isinstance(found, type) or not hasattr(found, "convert") or not hasattr(found, "required_columns"):
+        raise UserError(
+            f"data.dataset_name={settings.dataset_name!r} is no dataset kind: a class with required_columns() and "
+            f"convert(row); the kinds here are {', '.join(KINDS)}"
+        )
     return found(options)
 
 

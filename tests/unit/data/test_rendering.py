@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rlinf_vlm.data.rendering import Renderer, RenderOptions
-from rlinf_vlm.types import IGNORE_INDEX, ImagePart, Message, RowError
+from rlinf_vlm.types import IGNORE_INDEX, ImagePart, Message, RowError, UserError
 from tests.unit.data.builders import png, talk
 
 
@@ -210,3 +210,16 @@ def test_images_may_stand_anywhere(processor):
     assert text.replace("<|image_pad|>", "").startswith(
         "<|im_start|>user\nfirst <|vision_start|><|vision_end|> then <|vision_start|><|vision_end|>?<|im_end|>"
     )
+
+
+def test_a_template_is_checked_before_any_row(processor):
+    made = renderer(processor)
+    made.check_template()
+    made.processor = Endless()
+    with pytest.raises(UserError, match="chat template does not render .* data.apply_chat_template=false"):
+        made.check_template()
+
+
+def test_half_a_character_is_a_bad_row(processor):
+    with pytest.raises(RowError, match="lone surrogate"):
+        renderer(processor).render(talk(("user", "\ud83d x"), ("assistant", "y")), row=0)

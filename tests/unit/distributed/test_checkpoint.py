@@ -8,6 +8,7 @@ import torch
 
 from rlinf_vlm.distributed import checkpoint
 from rlinf_vlm.distributed.checkpoint import write_checkpoint
+from rlinf_vlm.types import UserError
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:
@@ -39,6 +40,6 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(checkpoint.torch, "save", fail)
-    with pytest.raises(OSError, match="global_step_2 could not be written"):
+    with pytest.raises(UserError, match=r"global_step_2 could not be written .* MiB are free"):
         write_checkpoint(tmp_path / "global_step_2", weights(2.0), {"step": 2})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step_1"]

@@ -21,6 +21,8 @@ def folder(tmp_path):
         "model.embed": torch.zeros(100),
     }
     save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text("{}")
     return tmp_path
 
 
@@ -30,9 +32,30 @@ def test_read_from_the_headers(folder):
     assert (found.hidden_size, found.num_layers) == (8, 2)
 
 
-def test_without_weights_the_number_is_unknown(folder):
-    (folder / "model.safetensors").unlink()
+def test_with_other_weights_the_number_is_unknown(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert read_model_folder(str(folder)).parameters is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokenizer"),
+        ("preprocessor_config.json", "no processor"),
+    ],
+)
+def test_a_file_that_is_missing(folder, name, message):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=message):
+        read_model_folder(str(folder))
+
+
+@pytest.mark.parametrize("text", ["[]", '{"text_config": [1]}', "3"])
+def test_a_config_of_something_else(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match="does not describe a model"):
+        read_model_folder(str(folder))
 
 
 @pytest.mark.parametrize(("keep", "message"), [(-8, "it is cut"), (40, "cut or no safetensors"), (4, "cut")])
