@@ -80,7 +80,8 @@ class Conversation:
 class ProcessedImage:
     """One image after the processor.
 
-    key: digest of the pixels; equal images have equal keys, so that a batch computes each once.
+    key: digest of the encoded image, its file or its pixels; an image that rows share has one key, so that a batch
+        computes it once.
     token_ids: the ids that stand in the prompt for this image (placeholders expanded, for some families with row and
         column marks in between).
     num_features: how many of ``token_ids`` are the image token, i.e. are replaced by a feature of the vision tower.

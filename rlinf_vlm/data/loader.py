@@ -178,6 +178,8 @@ def _load(reader: RowReader, batches: Any, collator: Any, num_workers: int) -> I
             collate_fn=collator,
             num_workers=num_workers,
             multiprocessing_context=context,
+            # A batch is a whole step of this rank; one ahead for each process is enough, and shared memory is scarce.
+            prefetch_factor=None if not num_workers else max(1, 2 // num_workers),
         )
         return iter(loader)
 

@@ -103,6 +103,6 @@ def _concatenate(images: Sequence[ProcessedImage]) -> dict[str, torch.Tensor]:
     if uneven:
         raise RowError(
             f"images of one micro-batch have tensors of different shapes ({'; '.join(uneven)}); "
-            "set actor.micro_batch_size=1 or bound the image size"
+            "give the images one size, or take one sample a pass (actor.micro_batch_size=1, actor.eval_batch_size=1)"
         )
     return {name: torch.cat([image.tensors[name] for image in images]) for name in images[0].tensors}

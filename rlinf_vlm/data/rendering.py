@@ -15,9 +15,7 @@ that share an image). Does not read files, batch, or know a model family: positi
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,11 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from rlinf_vlm.data.images import load_image
+from rlinf_vlm.data.image_processor import ImageProcessor
 from rlinf_vlm.types import IGNORE_INDEX, Conversation, ImagePart, Message, ProcessedImage, RowError, Sample, UserError
 
 PositionFn = Callable[[torch.Tensor, Sequence[ProcessedImage]], torch.Tensor]
 """(input_ids [L], images in order) -> position_ids [3, L]."""
-
-NOT_IMAGE_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"})
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}IMAGE{% else %}{{ c.text }}{% endif %}"
@@ -47,53 +43,12 @@ class RenderOptions:
     chat_template: bool = True
     max_prompt_length: int | None = None
     max_length: int | None = None
+    last_turn_only: bool = False
+    """Supervise the last assistant turn alone: what an evaluation asks for."""
     max_length_name: str = "data.max_length"
     """The setting that max_length comes from, for the message."""
     cache_bytes: int = 64 << 20
     """Memory for processed images of recent rows, in each loading process."""
-
-
-class ImageProcessor:
-    """Processes images one by one, and keeps the most recent ones."""
-
-    def __init__(self, processor: Any, options: RenderOptions) -> None:
-        self.processor = processor
-        self.options = options
-        self.token: str = _attribute(processor, "image_token")
-        self.token_id: int = processor.tokenizer.convert_tokens_to_ids(self.token)
-        self._recent: OrderedDict[bytes, ProcessedImage] = OrderedDict()
-        self._bytes = 0
-
-    def __call__(self, ref: Any, base: Path | None) -> ProcessedImage:
-        """The image that ``ref`` refers to. Raises RowError when it cannot be read."""
-        key = image_key(ref, base)
-        if key is not None and key in self._recent:
-            self._recent.move_to_end(key)
-            return self._recent[key]
-        image = load_image(ref, base)
-        key = key or hashlib.blake2b(image.tobytes() + repr(image.size).encode(), digest_size=16).digest()
-        processed = self._process(key, image)
-        self._keep(processed)
-        return processed
-
-    def _process(self, key: bytes, image: Any) -> ProcessedImage:
-        try:
-            output = self.processor(text=[self.token], images=[image], return_tensors="pt", add_special_tokens=False)
-        except ValueError as error:  # e.g. an aspect ratio that the model's processor refuses
-            width, height = image.size
-            raise RowError(f"the processor refuses the image of {width}x{height} pixels: {error}") from error
-        token_ids = tuple(output["input_ids"][0].tolist())
-        tensors = {name: value for name, value in output.items() if name not in NOT_IMAGE_TENSORS}
-        return ProcessedImage(
-            key=key, token_ids=token_ids, num_features=token_ids.count(self.token_id), tensors=tensors
-        )
-
-    def _keep(self, image: ProcessedImage) -> None:
-        self._recent[image.key] = image
-        self._bytes += _nbytes(image)
-        while self._bytes > self.options.cache_bytes and len(self._recent) > 1:
-            _, oldest = self._recent.popitem(last=False)
-            self._bytes -= _nbytes(oldest)
 
 
 class Renderer:
@@ -104,9 +59,12 @@ class Renderer:
         self.processor = processor
         self.positions = positions
         self.options = options
-        self.images = ImageProcessor(processor, options)
+        self.images = ImageProcessor(processor, options.cache_bytes)
         video_token = getattr(processor, "video_token", None)
         self._video_id = None if video_token is None else self.tokenizer.convert_tokens_to_ids(video_token)
+        # Some tokenizers put a first token that their template leaves out; transformers then has it in the ids.
+        bos = self.tokenizer.bos_token_id
+        self._adds_bos = bos is not None and list(self.tokenizer("")["input_ids"][:1]) == [bos]
         self._special_ids = frozenset(self.tokenizer.all_special_ids) | {
             index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -134,7 +92,7 @@ class Renderer:
             text, spans = self._text_and_spans(probe.messages)
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             self._supervised(encoding["input_ids"], encoding["offset_mapping"], spans, text)
-        except (RowError, ValueError, TemplateError) as error:
+        except (RowError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"actor.model.model_path: its chat template does not render a question and an answer ({reason}); copy "
@@ -167,6 +125,12 @@ class Renderer:
         )
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        try:
+            return self._render_template(messages, add_generation_prompt=add_generation_prompt)
+        except TemplateError as error:
+            raise RowError(f"the chat template refuses the conversation: {' '.join(str(error).split())}") from error
+
+    def _render_template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         content = [{"role": message.role, "content": _template_parts(message)} for message in messages]
         if self.options.chat_template:
             return self.processor.apply_chat_template(
@@ -195,7 +159,10 @@ class Renderer:
                     "so what the assistant says cannot be told apart from the prompt"
                 )
             spans.append((len(start), len(end)))
-        return text, spans
+        if self._adds_bos and not text.startswith(self.tokenizer.bos_token):
+            bos = self.tokenizer.bos_token
+            text, spans = bos + text, [(start + len(bos), end + len(bos)) for start, end in spans]
+        return text, spans[-1:] if self.options.last_turn_only else spans
 
     def _supervised(
         self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], text: str
@@ -270,32 +237,8 @@ def with_answer(conversation: Conversation, text: str) -> Conversation:
     )
 
 
-def image_key(ref: Any, base: Path | None) -> bytes | None:
-    """A key of an image by its encoded bytes or its file; None where only the pixels can tell."""
-    if isinstance(ref, Mapping):
-        ref = ref.get("bytes") or ref.get("path")
-    if isinstance(ref, str):
-        path = Path(base or ".", ref)
-        if not path.is_file():
-            return None
-        stat = path.stat()
-        ref = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()
-    return hashlib.blake2b(ref, digest_size=16).digest() if isinstance(ref, bytes) else None
-
-
 def _template_parts(message: Message) -> list[dict[str, str]]:
     """The message's parts as chat templates read them."""
     return [
         {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part} for part in message.parts
     ]
-
-
-def _attribute(processor: Any, name: str) -> str:
-    value = getattr(processor, name, None)
-    if not isinstance(value, str):
-        raise ValueError(f"{type(processor).__name__} has no {name}: no processor of an image-text-to-text model")
-    return value
-
-
-def _nbytes(image: ProcessedImage) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in image.tensors.values())

@@ -54,7 +54,9 @@ class EvalRecord:
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Without what does not apply to the row."""
+        """Without what does not apply to the row; a row that could not be used has its number and the reason only."""
+        if self.error is not None:
+            return {"row": self.row, "error": self.error}
         return {name: value for name, value in asdict(self).items() if value is not None and value != ()}
 
 

@@ -12,6 +12,7 @@ where it does not, the tower is not run, and every rank has to have images or no
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
@@ -34,6 +35,11 @@ class PaddedBackbone:
         rope = getattr(hf.config.get_text_config(), "rope_parameters", None) or {}
         if "mrope_section" in rope:
             raise UserError(f"{type(hf).__name__} has 3-D positions (mrope_section); the generic model_type has not")
+        if "token_type_ids" in inspect.signature(self._base.forward).parameters:
+            raise UserError(
+                f"{type(hf).__name__} attends to image tokens in both directions (token_type_ids); the generic "
+                "model_type does not"
+            )
         self._image_token_id = int(_first(hf.config, "image_token_id", "image_token_index"))
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:

@@ -28,10 +28,11 @@ def run(config: Config, plan: Plan, cluster: Cluster, session: Session) -> None:
     for step in session.steps(schedule.total_steps):
         metrics = actor.call("train_step", step)[0]
         session.log_step(step, metrics)
-        if session.evaluates_after(step, schedule.total_steps):
-            evaluate(actor, session, finished_steps=step + 1)
+        # Saved first: an evaluation that fails (a broken test row) does not cost the training.
         if session.saves_after(step, schedule.total_steps):
             save(actor, session, finished_steps=step + 1)
+        if session.evaluates_after(step, schedule.total_steps):
+            evaluate(actor, session, finished_steps=step + 1)
 
 
 def evaluate(actor: WorkerGroup, session: Session, *, finished_steps: int) -> None:

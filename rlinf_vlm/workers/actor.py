@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import os
 import random
+import resource
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from rlinf_vlm.types import MicroBatch, RankContext, TokenScores, UserError
 from rlinf_vlm.workers.evaluator import evaluate
 from rlinf_vlm.workers.feed import Feed
 from rlinf_vlm.workers.meter import StepMeter, matmul_peak
-from rlinf_vlm.workers.model import DTYPES, Policy, position_builder
+from rlinf_vlm.workers.model import DTYPES, Policy, position_builder, to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,9 @@ class ActorWorker:
         if context.num_threads:
             torch.set_num_threads(context.num_threads)
         disable_progress_bar()
+        # Each tensor from a loading process is an open file here; at the usual limit of 1,024 the loader hangs.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         random.seed(config.actor.seed)
         np.random.seed(config.actor.seed)
         torch.manual_seed(config.actor.seed)
@@ -106,16 +110,16 @@ class ActorWorker:
         meter = StepMeter(self.device)
         rows = meter.next(self.steps)
         supervised, passes = self._totals(step, rows)
-        nll = 0.0
+        nll = torch.zeros((), device=self.device)
         for micro_batch, is_last in self._passes(rows, passes):
             scores = self._score(micro_batch)
             loss = sft_loss(scores.logprobs, supervised)
             self.policy.sharded.backward(loss, is_last=is_last)
-            nll += loss.item()
+            nll += loss.detach()
         grad_norm = self._finite(step, self.policy.sharded.clip_gradients(self.config.actor.optim.clip_grad))
         rate = self._update(step)
         return {
-            "train/loss": all_sum(nll)[0],
+            "train/loss": all_sum(nll.item())[0],
             "train/grad_norm": grad_norm,
             "train/lr": rate,
             "train/supervised_tokens": supervised,
@@ -186,14 +190,3 @@ class ActorWorker:
                 f"actor.optim.lr={self.config.actor.optim.lr:g} or lengthen the warm-up, and check the data"
             )
         return grad_norm
-
-
-def to_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
-    """The micro-batch with its tensors on ``device``."""
-    tensors = {
-        field.name: value.to(device, non_blocking=True)
-        for field in fields(micro_batch)
-        if isinstance(value := getattr(micro_batch, field.name), torch.Tensor)
-    }
-    images = {name: tensor.to(device, non_blocking=True) for name, tensor in micro_batch.image_inputs.items()}
-    return replace(micro_batch, image_inputs=images, **tensors)  # type: ignore[arg-type]

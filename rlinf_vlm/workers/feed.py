@@ -34,6 +34,7 @@ def render_options(config: Config, *, training: bool) -> RenderOptions:
         chat_template=data.apply_chat_template,
         max_prompt_length=data.max_prompt_length,
         max_length=budget if bounded_by_budget else data.max_length,
+        last_turn_only=not training,
         max_length_name="actor.max_tokens_per_micro_batch" if bounded_by_budget else "data.max_length",
     )
 

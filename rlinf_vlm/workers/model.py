@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from rlinf_vlm.config.actor import ActorConfig, ModelConfig
 from rlinf_vlm.data.loader import RankStep
+from rlinf_vlm.data.packing import empty_micro_batch
 from rlinf_vlm.data.rendering import PositionFn
 from rlinf_vlm.distributed.fsdp import ShardedModel, Sharding
 from rlinf_vlm.models.attention import choose_attention
@@ -19,7 +20,7 @@ from rlinf_vlm.models.flops import ModelShape, Trained, Work, model_shape, step_
 from rlinf_vlm.models.loading import block_classes, build_model, freeze
 from rlinf_vlm.models.mrope import MropePositions, SequentialPositions, positions_for
 from rlinf_vlm.models.policy import VisionLanguageModel
-from rlinf_vlm.types import MicroBatch, ProcessedImage, TokenScores
+from rlinf_vlm.types import MicroBatch, ProcessedImage, TokenScores, UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -80,10 +81,23 @@ class Policy:
         )
         self.sharded = ShardedModel(self.module, block_classes(self.module), sharding, str(device))
         self.sharded.load(weights)
+        if not spec.supports_packing:
+            self._check_text_only(device)
 
     def __call__(self, micro_batch: MicroBatch) -> TokenScores:
         """Scores of the micro-batch's supervised tokens."""
         return self.module(micro_batch)
+
+    @torch.no_grad()
+    def _check_text_only(self, device: torch.device) -> None:
+        """Ranks without rows run a micro-batch without images; a model that cannot is refused now, not at the end."""
+        try:
+            self(to_device(empty_micro_batch(), device))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"actor.model.model_type={self.module.spec.name!r}: {type(self.module.hf).__name__} cannot run samples "
+                f"without images ({error}); use a model of the Qwen-VL families, LLaVA or InternVL"
+            ) from error
 
     def hf_state(self) -> dict[str, Any]:
         """All weights under Hugging Face names on rank 0, each once; empty elsewhere. Every rank calls it."""
@@ -107,3 +121,14 @@ class Policy:
             )
             total += step_flops(self._shape, work, self._trained).total
         return total
+
+
+def to_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch with its tensors on ``device``."""
+    tensors = {
+        field.name: value.to(device, non_blocking=True)
+        for field in fields(micro_batch)
+        if isinstance(value := getattr(micro_batch, field.name), torch.Tensor)
+    }
+    images = {name: tensor.to(device, non_blocking=True) for name, tensor in micro_batch.image_inputs.items()}
+    return replace(micro_batch, image_inputs=images, **tensors)  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import base64
 import io
 import pickle
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 
 from rlinf_vlm.data.rendering import Renderer, RenderOptions
@@ -223,3 +225,74 @@ def test_a_template_is_checked_before_any_row(processor):
 def test_half_a_character_is_a_bad_row(processor):
     with pytest.raises(RowError, match="lone surrogate"):
         renderer(processor).render(talk(("user", "\ud83d x"), ("assistant", "y")), row=0)
+
+
+def test_an_image_as_a_long_data_url(processor):
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, format="PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert len(url) > 4000, "longer than a file name can be"
+    made = renderer(processor)
+    first = made.render(talk(QUESTION, ("assistant", "red"), images=(url,)), row=0)
+    second = made.render(talk(QUESTION, ("assistant", "red"), images=(url,)), row=1)
+    assert first.images[0] is second.images[0]
+    with pytest.raises(RowError, match="cannot be read|does not exist"):
+        made.render(talk(QUESTION, ("assistant", "red"), images=("x" * 400,)), row=2)
+
+
+def test_images_without_bytes_are_known_by_their_pixels(processor):
+    made = renderer(processor)
+    for row in range(5):
+        made.render(talk(QUESTION, ("assistant", "red"), images=(Image.new("RGB", (64, 64), "red"),)), row=row)
+    (kept,) = made.images._recent.values()
+    assert made.images._bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept.tensors.values())
+
+
+def test_an_evaluation_asks_for_the_last_turn(processor):
+    conversation = talk(QUESTION, ("assistant", "red"), ("user", "sure?"), ("assistant", "yes"))
+    sample = renderer(processor, last_turn_only=True).render(conversation, row=0)
+    assert supervised_text(processor, sample) == "yes<|im_end|>"
+    assert processor.tokenizer.decode(sample.input_ids[: sample.prompt_length]).count("red") == 1
+
+
+def test_a_template_that_refuses_is_a_bad_row(processor):
+    made = renderer(processor)
+    made.processor = Strict()
+    with pytest.raises(RowError, match="refuses the conversation: roles must alternate"):
+        made.render(talk(QUESTION, ("assistant", "one")), row=0)
+
+
+class Strict:
+    """A processor whose template raises."""
+
+    def apply_chat_template(self, messages, **kwargs):
+        raise TemplateError("roles must alternate")
+
+
+def test_a_first_token_that_the_template_leaves_out(processor):
+    class WithStart:
+        """The tokenizer, which puts the end-of-text token first, as some do with theirs."""
+
+        bos_token = "<|endoftext|>"
+        bos_token_id = processor.tokenizer.convert_tokens_to_ids(bos_token)
+
+        def __getattr__(self, name):
+            return getattr(processor.tokenizer, name)
+
+        def __call__(self, text, add_special_tokens=True, **kwargs):
+            start = self.bos_token if add_special_tokens else ""
+            return processor.tokenizer(start + text, add_special_tokens=False, **kwargs)
+
+    class Whole:
+        """A processor around it."""
+
+        tokenizer = WithStart()
+
+        def __getattr__(self, name):
+            return getattr(processor, name)
+
+    plain = renderer(processor).render(talk(QUESTION, ("assistant", "red")), row=0)
+    started = renderer(Whole()).render(talk(QUESTION, ("assistant", "red")), row=0)
+    assert started.input_ids.tolist() == [WithStart.bos_token_id, *plain.input_ids.tolist()]
+    assert supervised_text(processor, started) == "red<|im_end|>"

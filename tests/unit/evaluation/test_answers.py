@@ -49,3 +49,10 @@ def test_nothing_usable_has_no_accuracy():
     metrics = summarise([EvalRecord(row=0, error="x")])
     assert metrics == {"eval/samples": 0, "eval/dropped_rows": 1}
     assert not any(math.isnan(value) for value in metrics.values())
+
+
+def test_a_row_that_could_not_be_used_has_no_answer_in_the_file():
+    assert EvalRecord(row=3, error="a.parquet row 3: broken").as_json() == {
+        "row": 3,
+        "error": "a.parquet row 3: broken",
+    }
