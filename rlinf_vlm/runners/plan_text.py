@@ -126,7 +126,9 @@ def _memory(config: Config, plan: Plan) -> list[str]:
         ["activations", "depends on the lengths" if activations is None else f"{activations / GIB:.2f} GiB"],
         ["total", f"{(parts.total + (activations or 0)) / GIB:.2f} GiB"],
     ]
-    return table(rows)
+    frozen = [part for part, is_frozen in actor.model.freeze.model_dump().items() if is_frozen]
+    note = [f"note: an upper bound; frozen parts ({', '.join(frozen)}) are counted as if trained"] if frozen else []
+    return [*table(rows), *note]
 
 
 def _activation_bytes(config: Config, plan: Plan) -> float | None:
