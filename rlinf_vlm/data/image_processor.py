@@ -12,18 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlinf_vlm.data.images import load_image
+from rlinf_vlm.data.images import blank_image, load_image
 from rlinf_vlm.types import ProcessedImage, RowError
 
 NOT_IMAGE_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"})
 
 
 class ImageProcessor:
-    """Processes images one by one, and keeps the most recent ones."""
+    """Processes images one by one, and keeps the most recent ones. ``blank``: a blank image of its size for each."""
 
-    def __init__(self, processor: Any, cache_bytes: int) -> None:
+    def __init__(self, processor: Any, cache_bytes: int, *, blank: bool = False) -> None:
         self.processor = processor
         self._cache_bytes = cache_bytes
+        self._blank = blank
         self.token: str = _attribute(processor, "image_token")
         self.token_id: int = processor.tokenizer.convert_tokens_to_ids(self.token)
         self._recent: OrderedDict[bytes, ProcessedImage] = OrderedDict()
@@ -31,6 +32,10 @@ class ImageProcessor:
 
     def __call__(self, ref: Any, base: Path | None) -> ProcessedImage:
         """The image that ``ref`` refers to. Raises RowError when it cannot be read."""
+        if self._blank:
+            # Decoded for its size, and because a broken image is broken here as well. Known by its pixels from here on:
+            # its key is not the picture's, and blanks of one size are one image.
+            ref = blank_image(load_image(ref, base).size)
         key = image_key(ref, base)
         if key is not None and key in self._recent:
             self._recent.move_to_end(key)
@@ -39,6 +44,7 @@ class ImageProcessor:
         if key is None:
             key = hashlib.blake2b(image.tobytes() + repr(image.size).encode(), digest_size=16).digest()
             if key in self._recent:
+                self._recent.move_to_end(key)
                 return self._recent[key]
         processed = self._process(key, image)
         self._keep(processed)

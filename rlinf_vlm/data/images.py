@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from rlinf_vlm.types import RowError
 
 ORIENTATION_TAG = 0x0112
+GREY = (128, 128, 128)
 SHOWN = 120
 """Characters of a reference that an error shows; a reference can be a data URL of megabytes."""
 
@@ -67,6 +68,11 @@ def load_image(ref: Any, base: Path | None = None) -> Image.Image:
         return _rgb(image)
     except DECODE_ERRORS as error:
         raise RowError(f"image {_shown(ref)} does not decode: {_text(error)}") from error
+
+
+def blank_image(size: tuple[int, int]) -> Image.Image:
+    """An even grey picture of ``size`` (width, height): takes as many tokens as any of that size, and shows nothing."""
+    return Image.new("RGB", size, GREY)
 
 
 def _open(ref: Any, base: Path | None) -> Image.Image:

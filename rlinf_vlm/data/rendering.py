@@ -47,6 +47,8 @@ class RenderOptions:
     """Supervise the last assistant turn alone: what an evaluation asks for."""
     max_length_name: str = "data.max_length"
     """The setting that max_length comes from, for the message."""
+    blank_images: bool = False
+    """Put an even grey picture of its size in the place of every image: same tokens and positions, nothing to see."""
     cache_bytes: int = 64 << 20
     """Memory for processed images of recent rows, in each loading process."""
 
@@ -59,7 +61,7 @@ class Renderer:
         self.processor = processor
         self.positions = positions
         self.options = options
-        self.images = ImageProcessor(processor, options.cache_bytes)
+        self.images = ImageProcessor(processor, options.cache_bytes, blank=options.blank_images)
         video_token = getattr(processor, "video_token", None)
         self._video_id = None if video_token is None else self.tokenizer.convert_tokens_to_ids(video_token)
         # Some tokenizers put a first token that their template leaves out; transformers then has it in the ids.

@@ -7,12 +7,15 @@ decoding says; after it nothing is known, which a trailing "…" shows.
 
 For a choice question every choice is scored as a whole target (log-likelihood of all its tokens and the end of turn);
 the likeliest is the model's choice, the first one on a tie.
+
+A model that does not look answers the same when the images are blank. ``with_blank`` puts what it says then beside what
+it says of the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -36,8 +39,8 @@ class SegmentScore:
 class EvalRecord:
     """One row of the evaluation set: one line of ``eval/step_N.jsonl``.
 
-    loss: mean negative log-likelihood of the answer's tokens (nats); error: why the row could not be used (then
-    nothing else is known of it).
+    loss: mean negative log-likelihood of the answer's tokens (nats); ..._blank_image: the same when its images were
+    blank, where that was asked for; error: why the row could not be used (then nothing else is known of it).
     """
 
     row: int
@@ -51,6 +54,10 @@ class EvalRecord:
     choice_logprobs: tuple[float, ...] = ()
     choice_prediction: str | None = None
     choice_correct: bool | None = None
+    prediction_blank_image: str | None = None
+    correct_blank_image: bool | None = None
+    choice_prediction_blank_image: str | None = None
+    choice_correct_blank_image: bool | None = None
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -82,8 +89,35 @@ def judge(
     )
 
 
+def with_blank(records: Sequence[EvalRecord], blank_records: Sequence[EvalRecord]) -> list[EvalRecord]:
+    """``records``, each with what was said of the same row when its images were blank.
+
+    Both in any order. A row that could not be used in one of the passes stays as it is. Raises ValueError when the two
+    are not of the same rows.
+    """
+    blanks = {blank.row: blank for blank in blank_records}
+    if sorted(blank.row for blank in blank_records) != sorted(record.row for record in records):
+        raise ValueError(f"{len(blank_records)} records with blank images are not of the same rows as {len(records)}")
+    return [_beside(record, blanks[record.row]) for record in records]
+
+
+def _beside(record: EvalRecord, blank: EvalRecord) -> EvalRecord:
+    if record.error is not None or blank.error is not None:
+        return record
+    return replace(
+        record,
+        prediction_blank_image=blank.prediction,
+        correct_blank_image=blank.correct,
+        choice_prediction_blank_image=blank.choice_prediction,
+        choice_correct_blank_image=blank.choice_correct,
+    )
+
+
 def summarise(records: Sequence[EvalRecord]) -> dict[str, float]:
-    """Metrics of one evaluation: accuracy over usable rows, loss per token, counts. No usable row: counts only."""
+    """Metrics of one evaluation: accuracy over usable rows, loss per token, counts. No usable row: counts only.
+
+    An accuracy is there if it applies to any row: choices, blank images.
+    """
     used = [record for record in records if record.error is None]
     metrics: dict[str, float] = {"eval/samples": len(used), "eval/dropped_rows": len(records) - len(used)}
     if not used:
@@ -92,7 +126,13 @@ def summarise(records: Sequence[EvalRecord]) -> dict[str, float]:
     nll = sum((record.loss or 0.0) * record.num_tokens for record in used)
     metrics["eval/accuracy"] = sum(record.correct for record in used) / len(used)
     metrics["eval/loss"] = nll / max(1, tokens)
-    asked = [record for record in used if record.choice_correct is not None]
-    if asked:
-        metrics["eval/choice_accuracy"] = sum(bool(record.choice_correct) for record in asked) / len(asked)
+    outcomes = {
+        "eval/choice_accuracy": [record.choice_correct for record in used],
+        "eval/accuracy_blank_image": [record.correct_blank_image for record in used],
+        "eval/choice_accuracy_blank_image": [record.choice_correct_blank_image for record in used],
+    }
+    for name, values in outcomes.items():
+        known = [value for value in values if value is not None]
+        if known:
+            metrics[name] = sum(known) / len(known)
     return metrics

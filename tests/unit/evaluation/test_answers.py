@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlinf_vlm.evaluation.answers import EvalRecord, SegmentScore, judge, summarise
+from rlinf_vlm.evaluation.answers import EvalRecord, SegmentScore, judge, summarise, with_blank
 
 
 def segment(choice: int | None, logprob: float, tokens: int = 2, exact: bool = False, says: str = "?") -> SegmentScore:
@@ -56,3 +56,50 @@ def test_a_row_that_could_not_be_used_has_no_answer_in_the_file():
         "row": 3,
         "error": "a.parquet row 3: broken",
     }
+
+
+def test_what_is_said_of_blank_images_stands_beside():
+    records = [
+        EvalRecord(
+            row=4, prediction="red", correct=True, choices=("a", "b"), choice_prediction="a", choice_correct=True
+        ),
+        EvalRecord(row=2, prediction="a cup", correct=True),
+        EvalRecord(row=3, error="broken"),
+        EvalRecord(row=0, prediction="on", correct=False),
+    ]
+    blanks = [
+        EvalRecord(row=0, prediction="off", correct=True),
+        EvalRecord(row=2, prediction="a pan", correct=False),
+        EvalRecord(row=3, error="broken"),
+        EvalRecord(row=4, prediction="blue", correct=False, choice_prediction="b", choice_correct=False),
+    ]
+    both = with_blank(records, blanks)
+    assert [record.row for record in both] == [4, 2, 3, 0]
+    line = both[0].as_json()
+    assert (line["prediction"], line["prediction_blank_image"]) == ("red", "blue")
+    assert (line["correct"], line["correct_blank_image"]) == (True, False)
+    assert (line["choice_prediction"], line["choice_prediction_blank_image"]) == ("a", "b")
+    assert (line["choice_correct"], line["choice_correct_blank_image"]) == (True, False)
+    assert "choice_correct_blank_image" not in both[1].as_json(), "an open question has no choices"
+    assert both[2].as_json() == {"row": 3, "error": "broken"}
+    metrics = summarise(both)
+    assert (metrics["eval/accuracy"], metrics["eval/accuracy_blank_image"]) == (
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+    )
+    assert (metrics["eval/choice_accuracy"], metrics["eval/choice_accuracy_blank_image"]) == (1.0, 0.0)
+    assert not any("blank" in name for name in summarise(records))
+
+
+def test_a_row_that_one_pass_could_not_use_is_left_out_of_what_is_said_of_blanks():
+    records = [EvalRecord(row=0, correct=True), EvalRecord(row=1, correct=True), EvalRecord(row=2, error="gone")]
+    blanks = [EvalRecord(row=0, error="gone"), EvalRecord(row=1, correct=False), EvalRecord(row=2, correct=True)]
+    metrics = summarise(with_blank(records, blanks))
+    assert (metrics["eval/accuracy"], metrics["eval/accuracy_blank_image"]) == (1.0, 0.0)
+    assert (metrics["eval/samples"], metrics["eval/dropped_rows"]) == (2, 1)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 1], [0, 2], []])
+def test_passes_over_different_rows_are_not_mixed(rows):
+    with pytest.raises(ValueError, match="not of the same rows"):
+        with_blank([EvalRecord(row=0), EvalRecord(row=1)], [EvalRecord(row=row) for row in rows])
