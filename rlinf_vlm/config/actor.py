@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from rlinf_vlm.config.base import Block
 
 Precision = Literal["fp32", "bf16"]
+PARTS = ("language_model", "vision_tower", "merger")
+"""Parts of a model, as actor.model.freeze and actor.model.lora_target name them."""
 
 
 class FreezeConfig(Block):
@@ -44,8 +46,20 @@ class ModelConfig(Block):
     bf16: weights, gradients and optimizer state all in bfloat16."""
     attn_implementation: Literal["auto", "sdpa", "varlen", "flash_attention_2"] = "auto"
     """Attention of packed samples. auto: flash_attention_2 or varlen (torch's own) on a GPU in bf16, else sdpa."""
-    is_lora: Literal[False] = False
-    """Low-rank adapters are not available yet: must be false (all parameters that freeze leaves are trained)."""
+    is_lora: bool = False
+    """Train low-rank adapters (Hu et al., arXiv:2106.09685) beside the linear layers that lora_target names, and
+    nothing else. Checkpoints then hold the adapters only. A learning rate some ten times that of full training is
+    usual."""
+    lora_rank: int = Field(default=16, ge=1)
+    """Rank of an adapter. Not read without is_lora, like all lora_*."""
+    lora_alpha: int | None = Field(default=None, ge=1)
+    """Adapters are scaled by lora_alpha / lora_rank; null takes lora_rank, a scale of 1."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which an input of an adapter is dropped in training."""
+    lora_target: tuple[str, ...] = Field(default=("language_model",), min_length=1)
+    """Layers that get adapters: a part (language_model, vision_tower, merger: all its linear layers), a linear layer's
+    name (q_proj: in the language model only) or part.name (vision_tower.qkv). Embeddings and the output head never do;
+    nor do the experts of Qwen3-VL-MoE, which are fused tensors. A part that freeze names gets none."""
     freeze: FreezeConfig = FreezeConfig()
     """Parts that are not trained."""
     trust_remote_code: bool = False
@@ -55,6 +69,28 @@ class ModelConfig(Block):
     @classmethod
     def _expanded(cls, value: str) -> str:
         return os.path.expanduser(value)
+
+    @field_validator("lora_target", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("lora_target")
+    @classmethod
+    def _parts_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for target in value:
+            part, dot, name = target.partition(".")
+            if not part or (dot and (part not in PARTS or not name)):
+                raise ValueError(
+                    f"{target!r} is no target; give a part ({', '.join(PARTS)}), a linear layer's name such as q_proj, "
+                    "or part.name such as vision_tower.qkv"
+                )
+        return value
+
+    @property
+    def adapter_alpha(self) -> int:
+        """``lora_alpha``, null read."""
+        return self.lora_alpha or self.lora_rank
 
 
 class OptimConfig(Block):
@@ -149,6 +185,9 @@ class ActorConfig(Block):
     """Token budget of one forward and backward pass, image tokens included, when packing is true."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seeds Python, NumPy, torch and the order of the data."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time: a resumed or repeated run on a GPU then equals the first to the
+    last digit, and an operation that cannot is an error. Slower; on a CPU there is no difference."""
     model: ModelConfig
     """The model."""
     optim: OptimConfig = OptimConfig()

@@ -8,6 +8,7 @@ of width w = heads x head size: 4 w L^2, half of it for causal attention. Head: 
 tokens.
 Backward: as much again for the gradient of the weights where they are trained, and as much again for the gradient of
 the inputs where the part or something before it is trained; attention has twice its forward in the latter case.
+Adapters (LoRA): their own products, forward and backward, beside weights that are frozen and pass the gradient on.
 MoE: the router and the experts that a token goes to, not all experts.
 Not counted: norms, activations, softmax, embeddings look-ups, optimizer, and anything computed a second time.
 """
@@ -38,8 +39,8 @@ class Work:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """Weights that one unit of work meets. language_weights: a token's, without the head; language_width: heads x head
-    size x layers; head_weights; embed_weights and vision_weights: a patch's; merger_weights: a patch's share;
-    full_width, window_width: vision width x layers with full and with window attention."""
+    size x layers; head_weights; embed_weights and vision_weights: a patch's; merger_weights: a patch's share, one in
+    ``patches_per_feature``; full_width, window_width: vision width x layers with full and with window attention."""
 
     language_weights: int
     language_width: int
@@ -49,15 +50,20 @@ class ModelShape:
     full_width: int
     window_width: int
     merger_weights: float
+    patches_per_feature: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """Which parts are trained."""
+    """Which parts' weights are trained, and how many weights of adapters stand beside them (all of a part's, whatever
+    a patch's share of the merger)."""
 
     vision_tower: bool = True
     merger: bool = True
     language_model: bool = True
+    vision_tower_adapters: int = 0
+    merger_adapters: int = 0
+    language_model_adapters: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,22 +86,25 @@ def step_flops(shape: ModelShape, work: Work, trained: Trained | None = None) ->
     """
     trained = trained or Trained()
     vision_attention = 4 * (shape.full_width * work.squared_patches + shape.window_width * work.squared_windows)
-    # (forward of the linear part, forward of attention, trained, gets a gradient for its inputs if trained itself)
+    features = work.patches / shape.patches_per_feature
+    # (forward of the linear part, of attention, of adapters, trained, gets a gradient for its inputs if trained itself)
     parts = [
-        (2 * shape.embed_weights * work.patches, 0, trained.vision_tower, False),
-        (2 * shape.vision_weights * work.patches, vision_attention, trained.vision_tower, True),
-        (2 * shape.merger_weights * work.patches, 0, trained.merger, True),
+        (2 * shape.embed_weights * work.patches, 0, 0, trained.vision_tower, False),
+        (2 * shape.vision_weights * work.patches, vision_attention, 2 * trained.vision_tower_adapters * work.patches,
+         trained.vision_tower, True),
+        (2 * shape.merger_weights * work.patches, 0, 2 * trained.merger_adapters * features, trained.merger, True),
         (2 * shape.language_weights * work.tokens, 2 * shape.language_width * work.squared_lengths,
-         trained.language_model, True),
-        (2 * shape.head_weights * work.supervised, 0, trained.language_model, True),
+         2 * trained.language_model_adapters * work.tokens, trained.language_model, True),
+        (2 * shape.head_weights * work.supervised, 0, 0, trained.language_model, True),
     ]  # fmt: skip
     forward = backward = 0.0
     upstream = False
-    for linear, attention, is_trained, has_input_gradient in parts:
-        forward += linear + attention
-        flows = has_input_gradient and (is_trained or upstream)
-        backward += linear * (is_trained + flows) + 2 * attention * flows
-        upstream = upstream or (is_trained and work_reaches(linear))
+    for linear, attention, adapters, is_trained, has_input_gradient in parts:
+        forward += linear + attention + adapters
+        learns = is_trained or adapters > 0
+        flows = has_input_gradient and (learns or upstream)
+        backward += linear * (is_trained + flows) + 2 * attention * flows + 2 * adapters
+        upstream = upstream or (learns and work_reaches(linear))
     return StepFlops(forward=forward, backward=backward)
 
 
@@ -116,6 +125,7 @@ def model_shape(config: Any) -> ModelShape:
     attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
     mlps = sum(_mlp_weights(text, hidden, layer) for layer in range(layers))
     embed, blocks, full, window, merger = _vision_shape(vision, hidden) if vision is not None else (0, 0, 0, 0, 0.0)
+    side = int(_get(vision, "spatial_merge_size", default=1)) if vision is not None else 1
     return ModelShape(
         language_weights=layers * attention + mlps,
         language_width=layers * heads * head_dim,
@@ -125,6 +135,7 @@ def model_shape(config: Any) -> ModelShape:
         full_width=full,
         window_width=window,
         merger_weights=merger,
+        patches_per_feature=side**2,
     )
 
 

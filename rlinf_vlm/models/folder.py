@@ -30,7 +30,8 @@ class ModelFolder:
     """A model on disk.
 
     model_type: of its config.json; parameters: their number, None without safetensors; largest_block: parameters of
-    its largest layer; hidden_size, num_layers: of the language model, 0 where the config does not say.
+    its largest layer; hidden_size, num_layers: of the language model, 0 where the config does not say; shapes: of the
+    weights by the names that the files have, empty without safetensors.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class ModelFolder:
     largest_block: int
     hidden_size: int
     num_layers: int
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 def read_model_folder(model_path: str) -> ModelFolder:
@@ -57,7 +59,8 @@ def read_model_folder(model_path: str) -> ModelFolder:
     if not isinstance(text, dict):
         raise UserError(f"{KEY}={model_path!r}: its config.json does not describe a model; copy it again")
     _check_files(path)
-    sizes = _parameter_sizes(path)
+    shapes = _shapes(path)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     return ModelFolder(
         path=path,
         model_type=str(config.get("model_type", "")),
@@ -65,6 +68,7 @@ def read_model_folder(model_path: str) -> ModelFolder:
         largest_block=_largest_block(sizes),
         hidden_size=_number(text, "hidden_size"),
         num_layers=_number(text, "num_hidden_layers"),
+        shapes=shapes,
     )
 
 
@@ -80,8 +84,8 @@ def _number(config: Mapping[str, Any], name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _parameter_sizes(path: Path) -> dict[str, int]:
-    """Name -> number of elements, over all safetensors files; empty when there are none."""
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, over all safetensors files; empty when there are none."""
     index = path / "model.safetensors.index.json"
     files = sorted(path.glob("*.safetensors"))
     if index.is_file():
@@ -96,10 +100,10 @@ def _parameter_sizes(path: Path) -> dict[str, int]:
                 "copy the folder again"
             )
         files = [path / name for name in named]
-    sizes: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        sizes.update({name: math.prod(entry["shape"]) for name, entry in _header(file).items()})
-    return sizes
+        shapes.update({name: tuple(entry["shape"]) for name, entry in _header(file).items()})
+    return shapes
 
 
 def _header(file: Path) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ from torch.utils import _pytree
 
 from rlinf_vlm import registry
 from rlinf_vlm.models.families import FamilySpec, check_family
+from rlinf_vlm.models.lora import LoraSettings, add_adapters
+from rlinf_vlm.models.parts import part_of
 from rlinf_vlm.models.policy import VisionLanguageModel
 from rlinf_vlm.types import TokenScores, UserError
 
@@ -35,11 +37,13 @@ def build_model(
     on_meta: bool = False,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
+    lora: LoraSettings | None = None,
 ) -> VisionLanguageModel:
     """The policy of the checkpoint in ``model_path``, in training mode.
 
     dtype: of the parameters; attention: a name that ``attention.choose_attention`` gave; on_meta: no weights are read,
-    parameters are on the meta device. UserError for a folder that does not exist or does not fit ``spec`` or the model.
+    parameters are on the meta device; lora: adds adapters and freezes the rest. UserError for a folder that does not
+    exist or does not fit ``spec`` or the model, and for adapters that match no layer.
     """
     from transformers import AutoConfig
 
@@ -55,6 +59,8 @@ def build_model(
         hf = empty_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
         hf = load_weights(path, config, dtype=dtype, trust_remote_code=trust_remote_code)
+    if lora is not None:
+        add_adapters(hf, spec, lora)
     return wrap_model(hf, spec, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
 
@@ -153,15 +159,6 @@ def freeze(
     if not trained:
         raise UserError("every parameter is frozen: leave vision_tower, merger or language_model trainable")
     return trained
-
-
-def part_of(hf_name: str, spec: FamilySpec) -> str | None:
-    """Which part a parameter belongs to: "merger", "vision_tower", "language_model", or None for none of them."""
-    if hf_name.startswith(spec.merger_prefixes):
-        return "merger"
-    if hf_name.startswith(spec.vision_prefixes):
-        return "vision_tower"
-    return "language_model" if hf_name.startswith(spec.language_prefixes) else None
 
 
 def block_classes(model: VisionLanguageModel) -> list[nn.Module]:

@@ -23,7 +23,8 @@ from rlinf_vlm.models.token_scores import CHUNK, score_labels
 from rlinf_vlm.types import IGNORE_INDEX, MicroBatch, TokenScores, UserError
 
 _PREFIX = "hf."
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "base_layer.")
+"""Pieces that compilation, recomputation and adapters put into names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class VisionLanguageModel(nn.Module):
 
     @staticmethod
     def state_name(hf_name: str) -> str:
-        """The inverse of ``hf_state_name`` for an unwrapped module."""
+        """The inverse of ``hf_state_name`` for a module without wrappers and adapters."""
         return _PREFIX + hf_name
 
     def tied_names(self) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rlinf_vlm.models.flops import ModelShape, Trained, Work, model_shape, step_flops
@@ -39,6 +41,21 @@ def test_frozen_parts_by_hand() -> None:
     assert nothing_flows.backward == 0
 
 
+def test_adapters_by_hand() -> None:
+    none = {"vision_tower": False, "merger": False, "language_model": False}
+    text = step_flops(SHAPE, TEXT, Trained(**none, language_model_adapters=3))
+    # adapters 2*3*2 = 12, forward once and backward twice; the frozen weights pass the gradient on: 40 + 2*32 + 12
+    assert (text.forward, text.backward) == (84 + 12, 116 + 24)
+    shape = replace(SHAPE, patches_per_feature=4)
+    everywhere = Trained(**none, vision_tower_adapters=2, merger_adapters=8, language_model_adapters=3)
+    flops = step_flops(shape, WORK, everywhere)
+    # vision 2*2*4 = 16; the merger meets one feature for 4 patches: 2*8*1 = 16
+    assert flops.forward == 24 + 40 + 160 + 56 + 84 + 16 + 16 + 12
+    assert flops.backward == 40 + 2 * 160 + 56 + 116 + 2 * (16 + 16 + 12)
+    vision_only = step_flops(shape, WORK, Trained(**none, vision_tower_adapters=2))
+    assert vision_only.backward == 40 + 2 * 160 + 56 + 116 + 2 * 16
+
+
 def test_shape_of_a_dense_model_by_hand() -> None:
     shape = model_shape(tiny_config("qwen2.5_vl"))
     # a layer: q and o 2*32*32, k and v 2*32*16, three of 32*48
@@ -47,7 +64,7 @@ def test_shape_of_a_dense_model_by_hand() -> None:
     assert shape.embed_weights == 3 * 2 * 16 * 32
     assert shape.vision_weights == 2 * (4 * 32 * 32 + 3 * 32 * 40)
     assert (shape.full_width, shape.window_width) == (32, 32)
-    assert shape.merger_weights == (128 * 128 + 128 * 32) / 4
+    assert shape.merger_weights == (128 * 128 + 128 * 32) / 4 and shape.patches_per_feature == 4
 
 
 def test_shape_counts_active_experts_and_deepstack() -> None:

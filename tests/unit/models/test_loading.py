@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlinf_vlm.models.families import FAMILIES, family_for, resolve_family
-from rlinf_vlm.models.loading import block_classes, build_model, freeze, part_of, wrap_model
+from rlinf_vlm.models.loading import block_classes, build_model, freeze, wrap_model
+from rlinf_vlm.models.parts import part_of
 from rlinf_vlm.types import UserError
 from tests.packing_by_hand import mixed_rows, pack
 from tests.tiny_models import GENERIC, QWEN_FAMILIES, make_tiny

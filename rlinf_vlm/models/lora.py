@@ -1,0 +1,160 @@
+"""Low-rank adapters (LoRA) by peft: put into a transformers model, named, and written as a peft adapter folder.
+
+Dataflow: transformers model + ``LoraSettings`` -> the same model, whose chosen linear layers are peft's, everything but
+the adapters frozen -> training -> {name: tensor} -> ``write_adapter`` -> a folder for ``PeftModel.from_pretrained``.
+Invariants: with fresh adapters the model computes what it did (B is zero); A is drawn from the seed alone, whatever was
+drawn before; adapters have the dtype of the layer beside them; a model on the meta device gets adapters there.
+Not here: which layers there are and which are chosen (parts.py), merging (toolkits), quantised bases.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from rlinf_vlm.models.families import FamilySpec
+from rlinf_vlm.models.parts import LinearLayer, choose_linears, part_of
+from rlinf_vlm.types import UserError
+
+ADAPTER = "default"
+"""peft's name of the adapter; in parameter names of a live model, not in files."""
+_A, _B = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """rank, alpha: the scale is alpha / rank; dropout: probability; targets, frozen: see ``parts.choose_linears``;
+    seed: of the first values of A."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    targets: tuple[str, ...]
+    frozen: frozenset[str]
+    seed: int
+
+
+def is_adapter(name: str) -> bool:
+    """Whether ``name`` is that of an adapter's weight, e.g. ``model.visual.merger.mlp.0.lora_A.default.weight``."""
+    return name.endswith((_A, _B))
+
+
+def add_adapters(hf: Any, spec: FamilySpec, settings: LoraSettings) -> None:
+    """Puts adapters into the transformers model ``hf`` and freezes all else. UserError when no layer is chosen.
+
+    Parameters are named ``<module path>.base_layer.*``, ``<module path>.lora_A.default.weight`` ([rank, inputs]) and
+    ``<module path>.lora_B.default.weight`` ([outputs, rank]).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    chosen = choose_linears(linear_layers(hf, spec), settings.targets, settings.frozen)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=[layer.path for layer in chosen],
+        bias="none",
+    )
+    # Freezes what is no adapter. Without memory at first: peft would draw from the process's random state, in fp32.
+    inject_adapter_in_model(config, hf, ADAPTER, low_cpu_mem_usage=True)
+    generator = torch.Generator().manual_seed(settings.seed)
+    for layer in chosen:
+        _fill(hf.get_submodule(layer.path), generator)
+
+
+def _fill(layer: Any, generator: torch.Generator) -> None:
+    """peft's own first values, as the weight beside them is stored: A as nn.Linear does it, B zero."""
+    base = layer.base_layer.weight
+    for table in (layer.lora_A, layer.lora_B):
+        shape = table[ADAPTER].weight.shape
+        values = torch.zeros(shape, device=base.device)
+        if table is layer.lora_A and not base.is_meta:
+            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+        table[ADAPTER].weight = nn.Parameter(values.to(base.dtype))
+
+
+def linear_layers(hf: Any, spec: FamilySpec) -> list[LinearLayer]:
+    """The linear layers of a transformers model that can have adapters, the output head left out."""
+    head = hf.get_output_embeddings()
+    # Subclasses are left out: torch's attention multiplies by its projection's weight without calling the module.
+    return [
+        LinearLayer(path=name, part=part_of(f"{name}.", spec), inputs=module.in_features, outputs=module.out_features)
+        for name, module in hf.named_modules()
+        if type(module) is nn.Linear and module is not head
+    ]
+
+
+def adapted_modules(hf: Any, spec: FamilySpec) -> list[LinearLayer]:
+    """The layers of a transformers model that have adapters; empty when it has none."""
+    return [
+        LinearLayer(path=name, part=part_of(f"{name}.", spec), inputs=module.in_features, outputs=module.out_features)
+        for name, module in hf.named_modules()
+        if hasattr(module, "base_layer") and hasattr(module, "lora_A")
+    ]
+
+
+def adapter_config(
+    *, model_path: str | Path, rank: int, alpha: int, dropout: float, targets: Sequence[str]
+) -> dict[str, Any]:
+    """The content of adapter_config.json. targets: module paths in the transformers model, each exactly one layer."""
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": str(Path(model_path).resolve()),
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": sorted(targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], adapter_config: Mapping[str, Any]) -> None:
+    """Writes a peft adapter folder. tensors: whole adapter weights by name in the live model.
+
+    ValueError for a name that is no adapter's, and for a target without its two weights: peft would leave such an
+    adapter at its first values without a word.
+    """
+    strange = [name for name in tensors if not is_adapter(name)]
+    wanted = {target + kind for target in adapter_config["target_modules"] for kind in (_A, _B)}
+    unmatched = sorted(wanted ^ tensors.keys())
+    if strange or unmatched:
+        raise ValueError(f"{folder}: weights that are no adapters {strange[:3]}, or do not fit {unmatched[:3]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        "base_model.model." + name.replace(f".{ADAPTER}.weight", ".weight"): tensor.contiguous()
+        for name, tensor in tensors.items()
+    }
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(dict(adapter_config), indent=2) + "\n", encoding="utf-8")
+
+
+def check_scale(folder: Path, config: Mapping[str, Any]) -> None:
+    """UserError when the adapters in the peft folder ``folder`` have another rank or alpha than ``config`` says.
+
+    Weights do not tell alpha; under another one they are another model. A folder that is not there is not judged.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    trained = json.loads(file.read_text(encoding="utf-8"))
+    for theirs, ours in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
+        if trained[theirs] != config[theirs]:
+            raise UserError(
+                f"actor.model.{ours}={config[theirs]}: {folder} was trained with {trained[theirs]}; "
+                f"set actor.model.{ours}={trained[theirs]}"
+            )
