@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.runners.launch import launch
-from rlinf_vlm.types import UserError, WorkerFailure
+from rlinf_vlm.types import RunStopped, UserError, WorkerFailure
 
 ROOT = Path(__file__).resolve().parent.parent
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -46,10 +46,11 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _end_on_sigterm)
     try:
         tree = compose_config(options.config_path, options.config_name, options.overrides)
-        if options.log_path and not any("runner.logger.log_path=" in text for text in options.overrides):
+        made_up = bool(options.log_path) and not any("runner.logger.log_path=" in text for text in options.overrides)
+        if made_up:
             set_log_path(tree, options.log_path)
         make_missing_demo(tree)
-        launch(load_config(tree))
+        launch(load_config(tree), folder_is_new=made_up)
     except UserError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
@@ -62,8 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     except WorkerFailure as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except Terminated:
-        sys.stderr.write("stopped by SIGTERM\n")
+    except (RunStopped, Terminated) as stop:
+        sys.stderr.write(f"stopped by SIGTERM {stop}".rstrip() + "\n")
         return 143
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C\n")

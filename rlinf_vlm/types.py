@@ -29,6 +29,10 @@ class UserError(Exception):
     """A mistake of the user's: shown as one line without a traceback, exit status 2."""
 
 
+class RunStopped(Exception):
+    """A run that was asked to end and did so in good order (SIGTERM): exit status 143."""
+
+
 class WorkerFailure(Exception):
     """A rank of a worker group failed: ``component``, ``rank``, ``method`` and ``details`` (its traceback, or how it
     died)."""

@@ -180,6 +180,14 @@ def train(actor: Any, config: Config) -> list[dict[str, float]]:
     return [actor.train_step(step) for step in range(schedule.total_steps)]
 
 
+def whole_weights(actor: Any) -> dict[str, Any]:
+    """Copies of an actor's weights by their Hugging Face names, whole on every rank; every rank calls it."""
+    return {
+        name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+        for name, tensor in actor.policy.state().items()
+    }
+
+
 def evaluate(actor: Any, config: Config) -> list[Any]:
     """A task: one evaluation; this rank's records."""
     actor.load()

@@ -1,9 +1,12 @@
-"""From a plain dict (composed YAML) to a Config, and from pydantic's errors to one line a mistake."""
+"""From a plain dict (composed YAML) to a Config, and from pydantic's errors to one line a mistake.
+
+``load_block`` does the same for the config of another command, which has a top block of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,36 +14,45 @@ from rlinf_vlm.config.schema import Config
 from rlinf_vlm.registry import nearest
 from rlinf_vlm.types import UserError
 
+BlockType = TypeVar("BlockType", bound=BaseModel)
+Top = type[BaseModel]
+"""The class of the whole tree, e.g. Config."""
+
 
 def load_config(tree: Mapping[str, Any]) -> Config:
     """Validates ``tree``. Raises UserError with one line a mistake: key, value, what is wrong, what the field means."""
+    return load_block(tree, Config)
+
+
+def load_block(tree: Mapping[str, Any], top: type[BlockType]) -> BlockType:
+    """``tree`` as a ``top``; errors as of ``load_config``."""
     try:
-        return Config.model_validate(tree)
+        return top.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_lines(error, tree))) from None
+        raise UserError("\n".join(_lines(error, tree, top))) from None
 
 
-def _lines(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
+def _lines(error: ValidationError, tree: Mapping[str, Any], top: Top) -> list[str]:
     """One line a mistake. A value that fits no branch of a union has an error for each branch: they share a line."""
     by_key: dict[tuple[str, ...], list[Any]] = {}
     for item in error.errors():
-        by_key.setdefault(tuple(_yaml_path(item["loc"], tree)), []).append(item)
+        by_key.setdefault(tuple(_yaml_path(item["loc"], tree, top)), []).append(item)
     lines = []
     for path, items in by_key.items():
         deeper = any(other[: len(path)] == path and len(other) > len(path) for other in by_key)
         if deeper and len(items) > 1:
             continue  # the branch that was meant has an error of its own inside
-        lines.append(_line(items[0], tree, problems=[str(item["msg"]) for item in items]))
+        lines.append(_line(items[0], tree, top, problems=[str(item["msg"]) for item in items]))
     return lines
 
 
-def _line(item: Any, tree: Mapping[str, Any], problems: list[str]) -> str:
+def _line(item: Any, tree: Mapping[str, Any], top: Top, problems: list[str]) -> str:
     """One pydantic error as ``key=value: problem. Meaning of the field``."""
-    path = _yaml_path(item["loc"], tree)
+    path = _yaml_path(item["loc"], tree, top)
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
-        return f"{key}={_shown(item['input'])}: unknown key{_suggestion(path)}"
-    meaning = _meaning(path)
+        return f"{key}={_shown(item['input'])}: unknown key{_suggestion(path, top)}"
+    meaning = _meaning(path, top)
     if item["type"] == "missing":
         return f"{key}: required but not given. {meaning}".rstrip()
     problem = " or ".join(dict.fromkeys(problems)).removeprefix("Value error, ")
@@ -55,13 +67,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _yaml_path(location: tuple[Any, ...], tree: Mapping[str, Any]) -> list[str]:
+def _yaml_path(location: tuple[Any, ...], tree: Mapping[str, Any], top: Top) -> list[str]:
     """The part of pydantic's location that exists in the YAML (it appends the names of union branches)."""
     path: list[str] = []
     node: Any = tree
     for part in location:
         inside_mapping = isinstance(node, Mapping)
-        if inside_mapping and part not in node and (part not in _fields(path)):
+        if inside_mapping and part not in node and (part not in _fields(path, top)):
             continue  # the name of a union's branch
         if not inside_mapping and not (isinstance(part, int) and isinstance(node, (list, tuple))):
             break
@@ -70,9 +82,9 @@ def _yaml_path(location: tuple[Any, ...], tree: Mapping[str, Any]) -> list[str]:
     return path
 
 
-def _fields(path: list[str]) -> Mapping[str, Any]:
+def _fields(path: list[str], top: Top) -> Mapping[str, Any]:
     """The fields of the block at ``path``; empty where there is no block."""
-    block: Any = Config
+    block: Any = top
     for part in path:
         field = block.model_fields.get(part)
         annotation = field.annotation if field else None
@@ -82,13 +94,13 @@ def _fields(path: list[str]) -> Mapping[str, Any]:
     return block.model_fields
 
 
-def _meaning(path: list[str]) -> str:
+def _meaning(path: list[str], top: Top) -> str:
     """The docstring of the field at ``path``, on one line; empty for a part of a field."""
-    field = _fields(path[:-1]).get(path[-1]) if path else None
+    field = _fields(path[:-1], top).get(path[-1]) if path else None
     return " ".join(field.description.split()) if field and field.description else ""
 
 
-def field_paths(block: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def field_paths(block: Top = Config, prefix: str = "") -> list[str]:
     """Every key of the schema as a dotted path, blocks included."""
     paths: list[str] = []
     for name, field in block.model_fields.items():
@@ -98,13 +110,13 @@ def field_paths(block: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return paths
 
 
-def _suggestion(path: list[str]) -> str:
+def _suggestion(path: list[str], top: Top) -> str:
     """``; did you mean ...?`` with the nearest key of the same block, else of the whole schema."""
-    siblings = _fields(path[:-1])
+    siblings = _fields(path[:-1], top)
     guess = nearest(path[-1], siblings)
     if guess:
         return f"; did you mean {'.'.join([*path[:-1], guess])}?"
-    by_name = {dotted.rpartition(".")[2]: dotted for dotted in field_paths()}
+    by_name = {dotted.rpartition(".")[2]: dotted for dotted in field_paths(top)}
     elsewhere = nearest(path[-1], by_name)
     if elsewhere:
         return f"; did you mean {by_name[elsewhere]}?"

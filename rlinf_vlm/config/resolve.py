@@ -42,13 +42,22 @@ class Batching:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a run begins: finished optimizer steps, and samples of the training stream that they consumed."""
+
+    step: int = 0
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """How long the run is, in optimizer steps.
 
-    The training rows of all epochs form one stream; step s takes samples [s * G, (s + 1) * G) of it, G the global batch
-    size. The last step of the run may be smaller; no row is left out.
+    The training rows of all epochs form one stream; each step takes the next G samples of it, G the global batch size.
+    The last step of the run may be smaller; no row is left out. ``start``: what a resumed run has behind it.
     """
 
+    start: Start
     train_rows: int
     total_samples: int
     """Samples of the whole run (the end of the stream)."""
@@ -59,6 +68,15 @@ class Schedule:
     warmup_steps: int
     notes: tuple[str, ...] = ()
     """What is unusual about it, for the plan."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.start.step >= self.total_steps
+
+    def samples_after(self, step: int, global_batch_size: int) -> int:
+        """The data cursor after ``step`` finished steps of the run."""
+        return min(self.total_samples, self.start.samples + (step - self.start.step) * global_batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +125,42 @@ def check_run_length(runner: RunnerConfig) -> None:
 
 def check_intervals(config: Config) -> None:
     """Evaluation needs rows to evaluate."""
-    interval = config.runner.val_check_interval
+    interval, best = config.runner.val_check_interval, config.runner.keep_best
+    if best is not None and best.startswith("eval/") and interval == -1:
+        raise UserError(
+            f"runner.keep_best={best} needs evaluations, but runner.val_check_interval=-1 never evaluates; set it to "
+            "runner.save_interval or a divisor of it"
+        )
     if interval > 0 and config.data.eval_data_paths is None:
         raise UserError(
             f"runner.val_check_interval={interval} asks for evaluation but data.eval_data_paths=null has no rows; "
             "set data.eval_data_paths, or runner.val_check_interval=-1"
         )
+    if config.runner.eval_image_ablation:
+        _check_ablation(config)
 
 
-def resolve_schedule(config: Config, train_rows: int) -> Schedule:
-    """Steps, horizon and warm-up for ``train_rows`` rows."""
+def _check_ablation(config: Config) -> None:
+    """Blank images need evaluations, and images to be blank."""
+    data = config.data
+    if data.train_data_paths is not None and config.runner.val_check_interval == -1:
+        raise UserError(
+            "runner.eval_image_ablation=true evaluates with blank images, but runner.val_check_interval=-1 never "
+            "evaluates; set it to the steps between evaluations, or runner.eval_image_ablation=false"
+        )
+    if not data.image_keys and data.messages_key is None:  # chat messages can bring images of their own
+        raise UserError(
+            "runner.eval_image_ablation=true blanks images, but data.image_keys=[] reads none; name the image columns, "
+            "or set runner.eval_image_ablation=false"
+        )
+
+
+def resolve_schedule(config: Config, train_rows: int, start: Start = Start()) -> Schedule:
+    """Steps, horizon and warm-up for ``train_rows`` rows, from ``start`` on.
+
+    A checkpoint at or past the end gives a finished schedule. Steps of another batch size behind ``start`` count as
+    they were: what is left is cut into steps of this one.
+    """
     check_run_length(config.runner)
     optim, runner, batch = config.actor.optim, config.runner, config.actor.global_batch_size
     if train_rows < 1:
@@ -124,9 +168,9 @@ def resolve_schedule(config: Config, train_rows: int) -> Schedule:
             f"data.train_data_paths={config.data.train_data_paths!r} has {train_rows} rows; give at least one"
         )
     by_epochs = runner.max_epochs * train_rows if runner.max_epochs > 0 else None
-    by_steps = runner.max_steps * batch if runner.max_steps > 0 else None
+    by_steps = start.samples + (runner.max_steps - start.step) * batch if runner.max_steps > 0 else None
     total_samples = min(limit for limit in (by_epochs, by_steps) if limit is not None)
-    total_steps = math.ceil(total_samples / batch)
+    total_steps = max(1, start.step + math.ceil((total_samples - start.samples) / batch))
     horizon, notes = _lr_horizon(config, total_steps)
     warmup = optim.lr_warmup_steps
     if optim.lr_warmup_steps_ratio:
@@ -134,6 +178,7 @@ def resolve_schedule(config: Config, train_rows: int) -> Schedule:
     if total_steps <= warmup:
         notes.append(f"the run's {total_steps} steps end inside the warm-up of {warmup} steps")
     return Schedule(
+        start=start,
         train_rows=train_rows,
         total_samples=total_samples,
         total_steps=total_steps,
@@ -184,12 +229,14 @@ def shard_size(actor: ActorConfig, world_size: int, ranks_per_node: int) -> int:
     return size
 
 
-def estimate_memory(actor: ActorConfig, *, parameters: int, largest_block: int, shard: int) -> MemoryEstimate:
-    """Bytes on one rank for ``parameters`` trained parameters sharded over ``shard`` ranks.
+def estimate_memory(
+    actor: ActorConfig, *, parameters: int, trained: int, largest_block: int, shard: int
+) -> MemoryEstimate:
+    """Bytes on one rank for ``parameters`` parameters, ``trained`` of them trained, sharded over ``shard`` ranks.
 
     Adam holds two moments in the master precision. Gradients are accumulated unsharded in reduce_dtype between
-    micro-batches (no reduction before the last one), hence the full count. Under full_shard and hybrid_shard one block
-    of ``largest_block`` parameters is gathered at a time (two with prefetch), else all.
+    micro-batches (no reduction before the last one), hence the full count of what is trained. Under full_shard and
+    hybrid_shard one block of ``largest_block`` parameters is gathered at a time (two with prefetch), else all.
     """
     master = BYTES[actor.model.precision]
     compute = BYTES[actor.compute_dtype]
@@ -200,7 +247,7 @@ def estimate_memory(actor: ActorConfig, *, parameters: int, largest_block: int, 
     local = math.ceil(parameters / shard)
     return MemoryEstimate(
         weights=local * master,
-        gradients=parameters * reduce,
-        optimizer=2 * local * master,
+        gradients=trained * reduce,
+        optimizer=2 * math.ceil(trained / shard) * master,
         gathered=gathered_parameters * compute,
     )

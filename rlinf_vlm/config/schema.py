@@ -7,6 +7,7 @@ This module checks fields by themselves; ``resolve`` checks them against each ot
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -89,10 +90,51 @@ class RunnerConfig(Block):
     """Optimizer steps; -1 is unset."""
     val_check_interval: int = Field(default=-1, ge=-1)
     """Evaluate every so many optimizer steps and at the end; -1 never evaluates."""
+    eval_image_ablation: bool = False
+    """Evaluate a second time with every image an even grey picture of its size (eval/accuracy_blank_image): a model
+    that does not look is as good then. Evaluations take twice as long."""
     save_interval: int = Field(default=-1, ge=-1)
-    """Save every so many optimizer steps and at the end; -1 never saves."""
+    """Save every so many optimizer steps, at the end and on SIGTERM; -1 never saves."""
+    save_full_weights: bool = True
+    """Write all weights also as one file with Hugging Face names (model_state_dict/full_weights.pt) in each checkpoint.
+    The converter reads the sharded files as well."""
+    keep_last: int | None = Field(default=None, ge=1)
+    """Checkpoints to keep: this many of the newest, older ones are removed when a new one is finished. null keeps
+    all."""
+    keep_best: Literal["eval/accuracy", "eval/choice_accuracy", "eval/loss", "train/loss"] | None = None
+    """Keep also the checkpoint that is best by this metric (highest accuracy, lowest loss), of those whose step has
+    it: let save_interval be a multiple of val_check_interval. Needs keep_last. null keeps none besides."""
+    resume_dir: str | None = None
+    """Go on from a checkpoint, in its run folder: a global_step_N folder, a folder above it (then the newest in it), or
+    auto (the newest of this experiment_name among this and its neighbouring run folders; none: start anew). Without
+    training rows, the checkpoint is evaluated. null starts anew."""
+    resume_force: bool = False
+    """Resume although model, data or batch differ from what the checkpoint was trained with."""
+    ckpt_path: str | None = None
+    """Take the weights, and only them, from a checkpoint of this trainer: a global_step_N folder, its dcp_checkpoint or
+    its full_weights.pt. null takes those of actor.model.model_path."""
     dry_run: bool = False
     """Check everything, print the plan, start nothing."""
+
+    @field_validator("resume_dir", "ckpt_path")
+    @classmethod
+    def _expanded(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("is empty; give a folder, or null")
+        return None if value is None else os.path.expanduser(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunnerConfig:
+        if self.resume_dir is not None and self.ckpt_path is not None:
+            raise ValueError(
+                f"resume_dir={self.resume_dir!r} and ckpt_path={self.ckpt_path!r} both say where weights come from; "
+                "set one of them to null (resume_dir goes on with the run, ckpt_path begins a new one)"
+            )
+        if self.keep_best is not None and self.keep_last is None:
+            raise ValueError(
+                f"keep_best={self.keep_best!r} has no effect while keep_last=null keeps every checkpoint; set keep_last"
+            )
+        return self
 
     @field_validator("max_epochs", "max_steps", "val_check_interval", "save_interval")
     @classmethod

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rlinf_vlm.data.order import RankSteps
@@ -178,6 +179,8 @@ def _load(reader: RowReader, batches: Any, collator: Any, num_workers: int) -> I
             collate_fn=collator,
             num_workers=num_workers,
             multiprocessing_context=context,
+            # Of its own: the loader draws a seed when it starts, which would move the training's random state.
+            generator=torch.Generator(),
             # A batch is a whole step of this rank; one ahead for each process is enough, and shared memory is scarce.
             prefetch_factor=None if not num_workers else max(1, 2 // num_workers),
         )

@@ -41,8 +41,8 @@ class RowStream:
 class RankSteps:
     """This rank's rows, optimizer step by optimizer step: what a DataLoader takes as its batch sampler.
 
-    Step s is samples [s * global_batch, (s + 1) * global_batch) of the stream, cut at ``total``; ranks take contiguous
-    equal parts of it (the last part may be short, and empty in the run's last step).
+    Each step is the next ``global_batch`` samples of the stream from ``first`` on, cut at ``total``; ranks take
+    contiguous equal parts of it (the last part may be short, and empty in the run's last step).
     """
 
     stream: RowStream
@@ -50,14 +50,15 @@ class RankSteps:
     total: int
     rank: int
     world_size: int
-    start_step: int = 0
+    first: int = 0
+    """Samples of the stream that were consumed before."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields the rows of each step from ``start_step`` on."""
+        """Yields the rows of each step."""
         share = self.global_batch // self.world_size
         epoch, order = -1, np.zeros(0, dtype=np.int64)
-        for step in range(self.start_step, len(self) + self.start_step):
-            first = step * self.global_batch + self.rank * share
+        for begin in range(self.first, self.total, self.global_batch):
+            first = begin + self.rank * share
             rows: list[int] = []
             for sample in range(first, min(first + share, self.total)):
                 wanted, offset = divmod(sample, self.stream.rows)
@@ -68,7 +69,7 @@ class RankSteps:
 
     def __len__(self) -> int:
         """Steps that are left."""
-        return -(-self.total // self.global_batch) - self.start_step
+        return len(range(self.first, self.total, self.global_batch))
 
 
 def eval_rows(rows: int, rank: int, world_size: int) -> range:

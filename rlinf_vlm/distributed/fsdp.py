@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -60,19 +59,17 @@ class ShardedModel:
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         self.root: FSDPModule = module  # type: ignore[assignment]  # fully_shard changes the module's class
 
-    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Fills the shards from rank 0's ``weights`` (empty on the others)."""
+    def materialise(self) -> None:
+        """Gives the shards memory on the device, with no meaningful content yet."""
         # Only parameters are on the meta device; buffers (rotary tables) are real and keep their values.
         self.module._apply(
             lambda tensor: torch.empty_like(tensor, device=self.device) if tensor.is_meta else tensor.to(self.device)
         )
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Fills the shards from rank 0's ``weights`` (empty on the others); after ``materialise``."""
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
         set_model_state_dict(self.module, dict(weights), options=options)
-
-    def full_state(self) -> dict[str, torch.Tensor]:
-        """All weights on rank 0's CPU; empty on the other ranks. Every rank calls it."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return cast(dict[str, torch.Tensor], get_model_state_dict(self.module, options=options))
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Adds the gradient of ``loss`` summed over ranks; reduces between ranks when ``is_last``."""

@@ -86,7 +86,10 @@ def _length(config: Config, plan: Plan) -> list[str]:
         ]
     epochs = schedule.total_samples / schedule.train_rows
     last = optim.lr if optim.lr_scheduler == "constant" else optim.min_lr
+    begin = schedule.start
+    resumed = [f"goes on after step {begin.step:,} ({begin.samples:,} samples)"] if begin.step else []
     lines = [
+        *resumed,
         f"{schedule.total_steps:,} steps = {epochs:.2f} epochs of {schedule.steps_per_epoch:.2f} steps "
         f"({schedule.train_rows:,} rows)",
         f"learning rate {optim.lr_scheduler}: {schedule.warmup_steps} warm-up steps to {optim.lr:g}, "
@@ -101,22 +104,55 @@ def _every(interval: int) -> str:
 
 
 def _model(config: Config, plan: Plan) -> list[str]:
-    model = config.actor.model
-    count = "unknown (no safetensors)" if plan.model.parameters is None else f"{plan.model.parameters:,}"
+    model, origin = config.actor.model, plan.origin
+    weights = [] if origin is None else [f"weights of {origin.weights} ({origin.step:,} steps trained)"]
+    parameters = plan.parameters
+    count = "unknown (no safetensors)" if parameters is None else f"{parameters:,}"
+    trained = "trained: counted when loaded" if plan.trained is None else f"{plan.trained:,} trained"
+    if config.data.train_data_paths is None:
+        trained = "none trained"
     return [
-        f"{model.model_type} from {model.model_path}: {count} parameters",
+        f"{model.model_type} from {model.model_path}: {count} parameters, {trained}",
+        *_adapters(config, plan),
         f"{model.precision} weights, {config.actor.compute_dtype} computing, "
         f"{config.actor.fsdp_config.sharding_strategy} over {plan.shard} of {plan.batching.world_size} ranks",
+        *weights,
+    ]
+
+
+def _adapters(config: Config, plan: Plan) -> list[str]:
+    """What LoRA does to this model, and what it leaves out."""
+    model = config.actor.model
+    if not model.is_lora:
+        return []
+    if plan.adapted is None:
+        where = f"the linear layers that lora_target={list(model.lora_target)} names"
+    else:
+        parts = sorted({str(layer.part) for layer in plan.adapted})
+        names = sorted({layer.name for layer in plan.adapted})
+        where = f"{len(plan.adapted)} linear layers of {', '.join(parts)} ({', '.join(names)})"
+    fused = [name for name in plan.model.shapes if ".experts." in name]
+    note = ["note: the experts are fused tensors and no linear layers, so they get no adapters"] if fused else []
+    return [
+        f"LoRA of rank {model.lora_rank}, alpha {model.adapter_alpha}, dropout {model.lora_dropout:g} on {where}",
+        *note,
     ]
 
 
 def _memory(config: Config, plan: Plan) -> list[str]:
     model, actor = plan.model, config.actor
-    if model.parameters is None:
+    parameters = plan.parameters
+    if parameters is None:
         return ["unknown: the number of parameters is not known before loading"]
     if config.data.train_data_paths is None:
-        return [f"weights {model.parameters / plan.shard * BYTES[actor.model.precision] / GIB:.2f} GiB"]
-    parts = estimate_memory(actor, parameters=model.parameters, largest_block=model.largest_block, shard=plan.shard)
+        return [f"weights {parameters / plan.shard * BYTES[actor.model.precision] / GIB:.2f} GiB"]
+    parts = estimate_memory(
+        actor,
+        parameters=parameters,
+        trained=parameters if plan.trained is None else plan.trained,
+        largest_block=model.largest_block,
+        shard=plan.shard,
+    )
     activations = _activation_bytes(config, plan)
     rows = [
         ["weights", f"{parts.weights / GIB:.2f} GiB"],
@@ -126,8 +162,7 @@ def _memory(config: Config, plan: Plan) -> list[str]:
         ["activations", "depends on the lengths" if activations is None else f"{activations / GIB:.2f} GiB"],
         ["total", f"{(parts.total + (activations or 0)) / GIB:.2f} GiB"],
     ]
-    frozen = [part for part, is_frozen in actor.model.freeze.model_dump().items() if is_frozen]
-    note = [f"note: an upper bound; frozen parts ({', '.join(frozen)}) are counted as if trained"] if frozen else []
+    note = ["note: an upper bound; what is not trained is counted as if it were"] if plan.trained is None else []
     return [*table(rows), *note]
 
 

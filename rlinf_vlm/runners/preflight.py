@@ -17,6 +17,7 @@ from rlinf_vlm.cluster.placement import ComponentPlacement, Topology, parse_comp
 from rlinf_vlm.config.resolve import (
     Batching,
     Schedule,
+    Start,
     check_intervals,
     check_run_length,
     resolve_batching,
@@ -28,6 +29,8 @@ from rlinf_vlm.data.kinds import make_kind
 from rlinf_vlm.data.sources import inspect_paths
 from rlinf_vlm.models.families import FamilySpec, check_family, resolve_family
 from rlinf_vlm.models.folder import ModelFolder, read_model_folder
+from rlinf_vlm.models.parts import LinearLayer, adapted_layers, adapter_size, count_trained
+from rlinf_vlm.runners.resume import Origin
 from rlinf_vlm.tracking import check_backends
 from rlinf_vlm.types import UserError
 
@@ -44,8 +47,16 @@ class Plan:
     schedule: Schedule | None
     shard: int
     model: ModelFolder
+    parameters: int | None
+    """Of the model, adapters included; None: not known before loading."""
+    trained: int | None
+    """Parameters that are trained; None: not known before loading."""
+    adapted: tuple[LinearLayer, ...] | None
+    """The layers that get adapters, empty without LoRA; None: not known before loading."""
     train_rows: int | None
     eval_rows: int | None
+    origin: Origin | None
+    """Where the weights come from; None: from the model folder."""
 
 
 def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
@@ -61,6 +72,7 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
             f"actor.packing=true, but model_type={config.actor.model.model_type!r} cannot run packed samples; "
             "set actor.packing=false"
         )
+    adapted_layers(config.actor.model, model.shapes, family)
     kind = make_kind(config.data)
     train_rows = inspect_paths(config.data.train_data_paths, "data.train_data_paths", kind)
     eval_rows = inspect_paths(config.data.eval_data_paths, "data.eval_data_paths", kind)
@@ -78,7 +90,12 @@ def _check_family(model_type: str, model: ModelFolder) -> FamilySpec:
 
 
 def make_plan(
-    config: Config, topology: Topology, model: ModelFolder, train_rows: int | None, eval_rows: int | None
+    config: Config,
+    topology: Topology,
+    model: ModelFolder,
+    train_rows: int | None,
+    eval_rows: int | None,
+    origin: Origin | None = None,
 ) -> Plan:
     """Placement and arithmetic on ``topology``."""
     placements = parse_component_placement(_placement_rules(config), topology)
@@ -94,15 +111,22 @@ def make_plan(
     on_first_node = sum(process.node == processes[0].node for process in processes)
     trains = config.data.train_data_paths is not None
     batching = resolve_batching(config.actor, world_size) if trains else evaluation_batching(config, world_size)
+    start = Start() if origin is None else origin.start
+    family = _check_family(config.actor.model.model_type, model)
+    adapted, rank = adapted_layers(config.actor.model, model.shapes, family), config.actor.model.lora_rank
     return Plan(
         topology=topology,
         placements=placements,
         batching=batching,
-        schedule=resolve_schedule(config, train_rows) if trains and train_rows is not None else None,
+        schedule=resolve_schedule(config, train_rows, start) if trains and train_rows is not None else None,
         shard=shard_size(config.actor, world_size, on_first_node),
         model=model,
+        parameters=None if model.parameters is None else model.parameters + adapter_size(adapted or (), rank),
+        trained=count_trained(config.actor.model, model.shapes, family),
+        adapted=None if adapted is None else tuple(adapted),
         train_rows=train_rows,
         eval_rows=eval_rows,
+        origin=origin,
     )
 
 

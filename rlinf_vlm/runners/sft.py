@@ -4,47 +4,64 @@ from __future__ import annotations
 
 from rlinf_vlm.cluster.ray_cluster import Cluster
 from rlinf_vlm.cluster.worker_group import WorkerGroup
-from rlinf_vlm.config.resolve import resolve_schedule
+from rlinf_vlm.config.resolve import Schedule, Start, resolve_schedule
 from rlinf_vlm.config.schema import Config
+from rlinf_vlm.evaluation.answers import with_blank
 from rlinf_vlm.runners.preflight import Plan
+from rlinf_vlm.runners.resume import check_same
+from rlinf_vlm.runners.saving import Checkpoints
 from rlinf_vlm.runners.session import Clock, Session
+from rlinf_vlm.types import RunStopped
 
 ACTOR = "rlinf_vlm.workers.actor:ActorWorker"
 
 
 def run(config: Config, plan: Plan, cluster: Cluster, session: Session) -> None:
-    """One run on reserved resources."""
+    """One run on reserved resources. Raises RunStopped when SIGTERM ended the training."""
     actor = cluster.launch("actor", ACTOR, {"config": config, "batching": plan.batching, "shard": plan.shard})
-    facts = actor.call("load")[0]
+    origin = plan.origin
+    facts = actor.call("load", None if origin is None else str(origin.weights))[0]
     session.say(
         f"{facts.parameters:,} parameters, {facts.trained_parameters:,} trained; attention {facts.attention}; "
         f"{facts.train_rows:,} training rows, {facts.eval_rows:,} evaluation rows"
     )
     if config.data.train_data_paths is None:
-        evaluate(actor, session, finished_steps=0)
+        evaluate(actor, config, session, finished_steps=0 if origin is None else origin.step)
         return
-    schedule = resolve_schedule(config, facts.train_rows)
-    actor.call("start_training", schedule)
-    for step in session.steps(schedule.total_steps):
-        metrics = actor.call("train_step", step)[0]
-        session.log_step(step, metrics)
+    resumed = None if origin is None else origin.resumed
+    if resumed is not None:
+        check_same(config, resumed, facts.train_rows)  # a hub dataset's rows are known only now
+    schedule = resolve_schedule(config, facts.train_rows, Start() if origin is None else origin.start)
+    actor.call("start_training", schedule, None if resumed is None else str(resumed.folder))
+    train(actor, config, schedule, session)
+
+
+def train(actor: WorkerGroup, config: Config, schedule: Schedule, session: Session) -> None:
+    """All steps that are left."""
+    checkpoints = Checkpoints(config, schedule, actor, session)
+    done, total = schedule.start.step, schedule.total_steps
+    if session.owes_evaluation(total):
+        evaluate(actor, config, session, finished_steps=done)
+    for step in session.steps(done, total):
+        session.log_step(step, actor.call("train_step", step)[0])
+        done = step + 1
+        checkpoints.collect(done)
         # Saved first: an evaluation that fails (a broken test row) does not cost the training.
-        if session.saves_after(step, schedule.total_steps):
-            save(actor, session, finished_steps=step + 1)
-        if session.evaluates_after(step, schedule.total_steps):
-            evaluate(actor, session, finished_steps=step + 1)
+        if session.saves_after(step, total):
+            checkpoints.save(done)
+        if session.evaluates_after(step, total):
+            evaluate(actor, config, session, finished_steps=done)
+    if done < total and session.saves_after(done - 1, total):  # asked to stop while it evaluated
+        checkpoints.save(done)
+    checkpoints.finish(done)
+    if done < total:
+        raise RunStopped(f"after step {done} of {total}")
 
 
-def evaluate(actor: WorkerGroup, session: Session, *, finished_steps: int) -> None:
-    """Every row of the evaluation set, on all ranks."""
+def evaluate(actor: WorkerGroup, config: Config, session: Session, *, finished_steps: int) -> None:
+    """Every row of the evaluation set, on all ranks; again with blank images where that is asked for."""
     clock = Clock()
-    by_rank = actor.call("evaluate")
-    session.log_evaluation(finished_steps, [record for part in by_rank for record in part], clock.seconds())
-
-
-def save(actor: WorkerGroup, session: Session, *, finished_steps: int) -> None:
-    """The weights after ``finished_steps`` steps."""
-    clock = Clock()
-    folder = session.checkpoints / f"global_step_{finished_steps}"
-    actor.call("save", str(folder.absolute()), finished_steps)
-    session.log_saved(finished_steps, folder, clock.seconds())
+    records = [record for part in actor.call("evaluate") for record in part]
+    if config.runner.eval_image_ablation:
+        records = with_blank(records, [record for part in actor.call("evaluate", True) for record in part])
+    session.log_evaluation(finished_steps, records, clock.seconds())

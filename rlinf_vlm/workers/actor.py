@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -27,15 +26,16 @@ from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.loader import RankStep
 from rlinf_vlm.data.packing import empty_micro_batch
 from rlinf_vlm.data.processor import load_processor
-from rlinf_vlm.distributed.checkpoint import write_checkpoint
 from rlinf_vlm.distributed.collectives import all_max, all_sum, start_process_group, stop_process_group
 from rlinf_vlm.distributed.fsdp import make_adamw
+from rlinf_vlm.distributed.rng import make_deterministic, seed_everything
 from rlinf_vlm.evaluation.answers import EvalRecord
 from rlinf_vlm.types import MicroBatch, RankContext, TokenScores, UserError
 from rlinf_vlm.workers.evaluator import evaluate
 from rlinf_vlm.workers.feed import Feed
 from rlinf_vlm.workers.meter import StepMeter, matmul_peak
 from rlinf_vlm.workers.model import DTYPES, Policy, position_builder, to_device
+from rlinf_vlm.workers.saving import ActorSaver, restore_optimizer, restore_random_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +66,13 @@ class ActorWorker:
         # Each tensor from a loading process is an open file here; at the usual limit of 1,024 the loader hangs.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        random.seed(config.actor.seed)
-        np.random.seed(config.actor.seed)
-        torch.manual_seed(config.actor.seed)
+        if config.actor.deterministic:
+            make_deterministic()
+        seed_everything(config.actor.seed + context.rank)  # ranks draw different dropout masks
         start_process_group(context)
 
-    def load(self) -> ActorFacts:
-        """Opens the data and builds the sharded model."""
+    def load(self, weights: str | None = None) -> ActorFacts:
+        """Opens the data and builds the sharded model; ``weights``: of a checkpoint, see ``Policy``."""
         data, model = self.config.data, self.config.actor.model
         processor = load_processor(
             model.model_path,
@@ -82,7 +82,8 @@ class ActorWorker:
         )
         self.tokenizer = processor.tokenizer
         self.feed = Feed(self.config, processor, position_builder(model), self.context)
-        self.policy = Policy(self.config.actor, self.shard, self.device, self.context.rank)
+        checkpoint = None if weights is None else Path(weights)
+        self.policy = Policy(self.config.actor, self.shard, self.device, self.context.rank, checkpoint)
         self.peak = matmul_peak(self.device, DTYPES[self.config.actor.compute_dtype])
         return ActorFacts(
             train_rows=self.feed.train_rows,
@@ -92,8 +93,11 @@ class ActorWorker:
             attention=self.policy.attention,
         )
 
-    def start_training(self, schedule: Schedule) -> None:
-        """Makes the optimizer and starts loading rows; called once, before the first step."""
+    def start_training(self, schedule: Schedule, checkpoint: str | None = None) -> None:
+        """Makes the optimizer and starts loading rows; called once, before the first step.
+
+        ``checkpoint``: the global_step_N folder whose optimizer and random state to go on with.
+        """
         optim = self.config.actor.optim
         self.schedule = schedule
         self.steps = self.feed.train(schedule, self.batching)
@@ -104,6 +108,10 @@ class ActorWorker:
             weight_decay=optim.weight_decay,
             decay_norm_and_bias=optim.decay_norm_and_bias,
         )
+        self.saver = ActorSaver(self.config, self.policy, self.optimizer)
+        if checkpoint is not None:
+            restore_optimizer(Path(checkpoint), self.policy, self.optimizer)
+            restore_random_state(Path(checkpoint), self.context.rank, self.config.actor.seed)
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, the same on every rank."""
@@ -127,19 +135,21 @@ class ActorWorker:
             **meter.metrics(rows, flops=self.policy.step_flops(rows), peak=self.peak),
         }
 
-    def evaluate(self) -> list[EvalRecord]:
-        """The records of this rank's part of the evaluation rows."""
+    def evaluate(self, blank_images: bool = False) -> list[EvalRecord]:
+        """The records of this rank's part of the evaluation rows, or of the same rows with blank images."""
         self.policy.module.eval()
-        batches = self.feed.evaluation()
+        batches = self.feed.evaluation(blank_images)
         records = evaluate(self._score, batches, self.tokenizer)
         self.policy.module.train()
         return records
 
-    def save(self, folder: str, finished_steps: int) -> None:
-        """Writes the weights after ``finished_steps`` steps; every rank takes part, rank 0 writes."""
-        weights = self.policy.hf_state()
-        if self.context.rank == 0:
-            write_checkpoint(Path(folder), weights, {"step": finished_steps})
+    def begin_save(self, folder: str, partial: str, state: dict[str, Any]) -> None:
+        """Starts to write the checkpoint ``folder`` by way of ``partial``; ``state`` goes to its state.json."""
+        self.saver.begin(Path(folder), Path(partial), state)
+
+    def finished_save(self, *, wait: bool) -> float | None:
+        """Seconds that the checkpoint took to write, once it is finished; None before, or when there is none."""
+        return self.saver.finished(wait=wait)
 
     def close(self) -> None:
         """Leaves the process group."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rlinf_vlm.config.resolve import Batching, Schedule
@@ -65,8 +66,8 @@ class Feed:
         """Rows of the evaluation set; 0 without one."""
         return 0 if self._eval is None else len(self._eval)
 
-    def train(self, schedule: Schedule, batching: Batching, start_step: int = 0) -> Iterator[RankStep]:
-        """This rank's steps from ``start_step`` to the end of the run."""
+    def train(self, schedule: Schedule, batching: Batching) -> Iterator[RankStep]:
+        """This rank's steps, from the run's start or the place where it goes on to its end."""
         assert self._train is not None, "training needs training rows"
         data = self._config.data
         stream = RowStream(
@@ -81,7 +82,7 @@ class Feed:
             total=schedule.total_samples,
             rank=self._context.rank,
             world_size=self._context.world_size,
-            start_step=start_step,
+            first=schedule.start.samples,
         )
         collator = StepCollator(
             image_token_id=self._image_token_id,
@@ -91,12 +92,18 @@ class Feed:
         reader = RowReader(rows=self._train, kind=self._kind, renderer=self._renderer)
         return map(self._checked, train_steps(reader, steps, collator, data.num_workers))
 
-    def evaluation(self) -> Iterator[EvalBatch]:
-        """This rank's part of the evaluation rows; every rank gets the same number of batches."""
+    def evaluation(self, blank_images: bool = False) -> Iterator[EvalBatch]:
+        """This rank's part of the evaluation rows; every rank gets the same number of batches.
+
+        ``blank_images``: the same rows with nothing to see in their images.
+        """
         assert self._eval is not None, "evaluation needs evaluation rows"
         world, size = self._context.world_size, self._config.actor.eval_batch_size
         longest = max(len(eval_rows(len(self._eval), rank, world)) for rank in range(world))
-        reader = RowReader(rows=self._eval, kind=self._kind, renderer=self._eval_renderer, all_choices=True)
+        renderer = self._eval_renderer
+        if blank_images:
+            renderer = Renderer(renderer.processor, renderer.positions, replace(renderer.options, blank_images=True))
+        reader = RowReader(rows=self._eval, kind=self._kind, renderer=renderer, all_choices=True)
         batches = eval_batches(
             reader,
             eval_rows(len(self._eval), self._context.rank, world),

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
-from rlinf_vlm.config.actor import ActorConfig, ModelConfig
+from rlinf_vlm.checkpoints import adapter_folder
+from rlinf_vlm.config.actor import PARTS, ActorConfig, ModelConfig
 from rlinf_vlm.data.loader import RankStep
 from rlinf_vlm.data.packing import empty_micro_batch
 from rlinf_vlm.data.rendering import PositionFn
+from rlinf_vlm.distributed.checkpoint import WEIGHTS, open_weights, read_shapes, read_tensors
 from rlinf_vlm.distributed.fsdp import ShardedModel, Sharding
 from rlinf_vlm.models.attention import choose_attention
 from rlinf_vlm.models.families import resolve_family
 from rlinf_vlm.models.flops import ModelShape, Trained, Work, model_shape, step_flops
 from rlinf_vlm.models.loading import block_classes, build_model, freeze
+from rlinf_vlm.models.lora import LoraSettings, adapted_modules, adapter_config, check_scale, is_adapter
 from rlinf_vlm.models.mrope import MropePositions, SequentialPositions, positions_for
+from rlinf_vlm.models.parts import LinearLayer, adapter_size, frozen_parts
 from rlinf_vlm.models.policy import VisionLanguageModel
 from rlinf_vlm.types import MicroBatch, ProcessedImage, TokenScores, UserError
 
@@ -43,11 +48,56 @@ def position_builder(model: ModelConfig) -> PositionFn:
     return GridPositions(build=positions_for(mrope=resolve_family(model.model_type).mrope, hf_config=config))
 
 
+def lora_settings(actor: ActorConfig) -> LoraSettings | None:
+    """What ``actor`` says of adapters; None without LoRA."""
+    model = actor.model
+    if not model.is_lora:
+        return None
+    return LoraSettings(
+        rank=model.lora_rank,
+        alpha=model.adapter_alpha,
+        dropout=model.lora_dropout,
+        targets=model.lora_target,
+        frozen=frozen_parts(model),
+        seed=actor.seed,
+    )
+
+
+def describe_adapter(model: ModelConfig, adapted: Sequence[LinearLayer]) -> dict[str, Any]:
+    """The adapter_config.json of ``model``'s adapters, which stand beside ``adapted``."""
+    return adapter_config(
+        model_path=model.model_path,
+        rank=model.lora_rank,
+        alpha=model.adapter_alpha,
+        dropout=model.lora_dropout,
+        targets=[layer.path for layer in adapted],
+    )
+
+
+def trained_parts(model: ModelConfig, adapted: Sequence[LinearLayer]) -> Trained:
+    """What of ``model`` is trained, for counting operations."""
+    if not model.is_lora:
+        return Trained(**{part: part not in frozen_parts(model) for part in PARTS})
+    sizes = {part: adapter_size([layer for layer in adapted if layer.part == part], model.lora_rank) for part in PARTS}
+    return Trained(
+        **dict.fromkeys(PARTS, False),
+        vision_tower_adapters=sizes["vision_tower"],
+        merger_adapters=sizes["merger"],
+        language_model_adapters=sizes["language_model"],
+    )
+
+
 class Policy:
     """The sharded model and what is known of it."""
 
-    def __init__(self, actor: ActorConfig, shard_size: int, device: torch.device, rank: int) -> None:
-        """Rank 0 reads the weights; the others build the same model without any and receive their shards."""
+    def __init__(
+        self, actor: ActorConfig, shard_size: int, device: torch.device, rank: int, checkpoint: Path | None = None
+    ) -> None:
+        """Rank 0 reads the model folder's weights; the others build the same model without any and get their shards.
+
+        ``checkpoint``: a dcp_checkpoint, of which each rank reads its own shards, or a full_weights.pt; None takes the
+        model folder's weights. The base of adapters always comes from the model folder.
+        """
         model, fsdp = actor.model, actor.fsdp_config
         spec = resolve_family(model.model_type)
         compute = DTYPES[actor.compute_dtype]
@@ -63,16 +113,20 @@ class Policy:
                 on_meta=on_meta,
                 trust_remote_code=model.trust_remote_code,
                 gradient_checkpointing=fsdp.gradient_checkpointing,
+                lora=lora_settings(actor),
             )
 
-        weights = build(on_meta=False).state_dict() if rank == 0 else {}
+        self._is_lora = model.is_lora
+        reads_base = checkpoint is None or self._is_lora
+        weights = build(on_meta=False).state_dict() if rank == 0 and reads_base else {}
         self.module = build(on_meta=True)
-        frozen = model.freeze.model_dump()
-        self.num_trained = freeze(self.module, spec, **frozen)
+        self.num_trained = freeze(self.module, spec, **model.freeze.model_dump())
         self.num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
         self._tied = self.module.tied_names()
         self._shape: ModelShape = model_shape(self.module.hf.config)
-        self._trained = Trained(**{part: not is_frozen for part, is_frozen in frozen.items()})
+        adapted = adapted_modules(self.module.hf, spec)
+        self._trained = trained_parts(model, adapted)
+        self.adapter_config = describe_adapter(model, adapted) if self._is_lora else None
         sharding = Sharding(
             shard_size=shard_size,
             reshard=fsdp.sharding_strategy in ("full_shard", "hybrid_shard"),
@@ -80,7 +134,11 @@ class Policy:
             reduce_dtype=DTYPES[model.precision if model.precision == "bf16" else fsdp.mixed_precision.reduce_dtype],
         )
         self.sharded = ShardedModel(self.module, block_classes(self.module), sharding, str(device))
-        self.sharded.load(weights)
+        self.sharded.materialise()
+        if reads_base:
+            self.sharded.load(weights)
+        if checkpoint is not None:
+            self._restore(checkpoint, rank)
         if not spec.supports_packing:
             self._check_text_only(device)
 
@@ -99,10 +157,36 @@ class Policy:
                 f"without images ({error}); use a model of the Qwen-VL families, LLaVA or InternVL"
             ) from error
 
-    def hf_state(self) -> dict[str, Any]:
-        """All weights under Hugging Face names on rank 0, each once; empty elsewhere. Every rank calls it."""
-        state = {self.module.hf_state_name(name): tensor for name, tensor in self.sharded.full_state().items()}
-        return {name: tensor for name, tensor in state.items() if name not in self._tied}
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of the model: name in the transformers model -> this rank's shard, each weight once.
+
+        With LoRA only the adapters.
+        """
+        state = {self.module.hf_state_name(name): tensor for name, tensor in self.module.state_dict().items()}
+        return {
+            name: tensor
+            for name, tensor in state.items()
+            if name not in self._tied and (is_adapter(name) or not self._is_lora)
+        }
+
+    def _restore(self, checkpoint: Path, rank: int) -> None:
+        """Takes the weights from ``checkpoint``; UserError unless they are exactly those that ``state`` names."""
+        if self.adapter_config is not None:
+            check_scale(adapter_folder(checkpoint.absolute().parent.parent), self.adapter_config)
+        state = self.state()
+        whole: Mapping[str, torch.Tensor] = {}
+        if checkpoint.is_dir():
+            found = read_shapes(checkpoint, WEIGHTS)
+        else:
+            whole = open_weights(checkpoint)
+            found = {name: tensor.shape for name, tensor in whole.items()}
+        _check_fit(checkpoint, found, {name: tensor.shape for name, tensor in state.items()}, is_lora=self._is_lora)
+        if checkpoint.is_dir():
+            read_tensors(checkpoint, {WEIGHTS + name: tensor for name, tensor in state.items()})
+            return
+        tied = {name: whole[other] for name, other in self._tied.items()}
+        weights = {self.module.state_name(name): tensor for name, tensor in {**whole, **tied}.items()}
+        self.sharded.load(weights if rank == 0 else {})
 
     def step_flops(self, rows: RankStep) -> float:
         """Floating-point operations, forward and backward, that this rank's rows need."""
@@ -121,6 +205,29 @@ class Policy:
             )
             total += step_flops(self._shape, work, self._trained).total
         return total
+
+
+def _check_fit(
+    checkpoint: Path, found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size], *, is_lora: bool
+) -> None:
+    """The same names with the same shapes on both sides."""
+    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or unknown:
+        has_adapters = any(is_adapter(name) for name in found)
+        hint = "it has adapters of other layers (lora_target)" if is_lora else "it belongs to another model"
+        if has_adapters != is_lora:
+            held = "LoRA adapters" if has_adapters else "a whole model"
+            hint = f"it holds {held}, and actor.model.is_lora={str(is_lora).lower()}"
+        raise UserError(
+            f"{checkpoint}: {len(missing)} weights are missing ({', '.join(missing[:2]) or '-'}), {len(unknown)} are "
+            f"unknown ({', '.join(unknown[:2]) or '-'}): {hint}; set actor.model as it was in the run that saved it"
+        )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise UserError(
+                f"{checkpoint}: {name} has the shape {list(found[name])}, the model of actor.model.model_path has "
+                f"{list(shape)}; set actor.model as it was in the run that saved it"
+            )
 
 
 def to_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:

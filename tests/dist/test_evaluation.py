@@ -8,7 +8,7 @@ import torch
 
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import resolve_schedule
-from tests.small_run import evaluate, run_ranks, tree
+from tests.small_run import evaluate, run_ranks, tree, whole_weights
 
 
 def train_evaluate_generate(actor: Any, config: Any) -> tuple[list[Any], list[str], list[str]]:
@@ -21,7 +21,7 @@ def train_evaluate_generate(actor: Any, config: Any) -> tuple[list[Any], list[st
         actor.train_step(step)
     records = actor.evaluate()
     model = AutoModelForImageTextToText.from_pretrained(config.actor.model.model_path, dtype=torch.float32)
-    model.load_state_dict(actor.policy.hf_state(), strict=False)
+    model.load_state_dict(whole_weights(actor), strict=False)
     renderer, kind, table = actor.feed._eval_renderer, actor.feed._kind, actor.feed._eval
     said, asked = [], []
     for index in range(len(table)):

@@ -9,16 +9,16 @@ import torch
 
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import resolve_schedule
-from tests.small_run import run_ranks, tree
+from tests.small_run import run_ranks, tree, whole_weights
 
 
 def train_and_compare(actor: Any, config: Any) -> dict[str, Any]:
     """Dtypes of weights and optimizer state, and which parts two steps have changed."""
     schedule = resolve_schedule(config, actor.load().train_rows)
-    before = actor.policy.hf_state()
+    before = whole_weights(actor)
     actor.start_training(schedule)
     losses = [actor.train_step(step)["train/loss"] for step in range(schedule.total_steps)]
-    after = actor.policy.hf_state()
+    after = whole_weights(actor)
     moments = [state["exp_avg"] for state in actor.optimizer.state.values()]
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     return {

@@ -64,6 +64,14 @@ MISTAKES = {
         ["data.eval_data_paths=null"],
         ["runner.val_check_interval=1000", "data.eval_data_paths"],
     ),
+    "blank images without evaluation": (
+        ["runner.eval_image_ablation=true", "runner.val_check_interval=-1"],
+        ["runner.eval_image_ablation=true", "runner.val_check_interval=-1", "set it to"],
+    ),
+    "blank images without images": (
+        ["runner.eval_image_ablation=true", "data.image_keys=[]"],
+        ["runner.eval_image_ablation=true", "data.image_keys=[]", "name the image columns"],
+    ),
     "nothing to do": (["data.eval_data_paths=null", "data.train_data_paths=null"], ["train_data_paths=null"]),
     "nodes": (["cluster.num_nodes=2"], ["cluster.num_nodes=2", "RAY_ADDRESS"]),
     "node group": (

@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rlinf_vlm"
 
-BASE = {"types", "registry", "tracking", "config"}
+BASE = {"types", "registry", "tracking", "config", "checkpoints"}
 MAY_IMPORT = {
     "types": set(),
     "registry": set(),
     "tracking": {"types", "registry"},
+    "checkpoints": {"types"},
     "config": {"types", "registry"},
     "algorithms": BASE,
     "evaluation": BASE,
@@ -42,6 +43,7 @@ HEAVY_ONLY_IN = {
         "workers/model.py",
     },
     "datasets": {"data/hub.py"},
+    "peft": {"models/lora.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -94,7 +96,7 @@ def loaded_by(statement: str, *packages: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["types", "registry", "tracking", "config.load", "config.resolve", "models.families"]
+    "module", ["types", "registry", "tracking", "checkpoints", "config.load", "config.resolve", "models.families"]
 )
 def test_light_modules_load_nothing_heavy(module):
     assert loaded_by(f"import rlinf_vlm.{module}", "torch", "transformers", "ray", "vllm", "hydra", "datasets") == []

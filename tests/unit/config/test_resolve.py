@@ -6,6 +6,7 @@ import pytest
 
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import (
+    Start,
     check_intervals,
     check_run_length,
     estimate_memory,
@@ -96,6 +97,20 @@ def test_evaluation_needs_rows():
         check_intervals(config(runner={"max_epochs": 1, "val_check_interval": 5}))
 
 
+def test_blank_images_need_evaluations_and_images():
+    rows = {"eval_data_paths": "b"}
+    ablation = {"max_epochs": 1, "eval_image_ablation": True}
+    with pytest.raises(UserError, match=r"runner.eval_image_ablation=true .* runner.val_check_interval=-1"):
+        check_intervals(config(runner=ablation, data=rows))
+    check_intervals(config(runner={**ablation, "val_check_interval": 5}, data=rows))
+    only = {"train_data_paths": None, **rows}
+    check_intervals(config(runner=ablation, data=only))
+    with pytest.raises(UserError, match=r"runner.eval_image_ablation=true .* data.image_keys=\[\]"):
+        check_intervals(config(runner=ablation, data={**only, "image_keys": []}))
+    # chat messages can bring images of their own
+    check_intervals(config(runner=ablation, data={**only, "image_keys": [], "messages_key": "messages"}))
+
+
 @pytest.mark.parametrize(
     ("fsdp", "size"),
     [
@@ -118,7 +133,41 @@ def test_shard_size_has_to_divide():
 
 def test_memory_by_hand():
     made = config(actor={"fsdp_config": {"sharding_strategy": "full_shard"}}).actor
-    memory = estimate_memory(made, parameters=1000, largest_block=100, shard=4)
+    memory = estimate_memory(made, parameters=1000, trained=1000, largest_block=100, shard=4)
     # fp32 masters 250 * 4, unsharded fp32 gradients 1000 * 4, Adam 2 * 250 * 4, two bf16 blocks gathered 200 * 2
     assert (memory.weights, memory.gradients, memory.optimizer, memory.gathered) == (1000, 4000, 2000, 400)
     assert memory.total == 7400
+    frozen = estimate_memory(made, parameters=1000, trained=10, largest_block=100, shard=4)
+    assert (frozen.weights, frozen.gradients, frozen.optimizer, frozen.gathered) == (1000, 40, 2 * 3 * 4, 400)
+
+
+def test_a_resumed_run_has_what_is_left():
+    made = config(runner={"max_steps": 6}, actor={"global_batch_size": 16})
+    schedule = resolve_schedule(made, 64, Start(step=3, samples=48))
+    assert (schedule.total_steps, schedule.total_samples, schedule.is_finished) == (6, 96, False)
+    assert [schedule.samples_after(step, 16) for step in (3, 4, 6)] == [48, 64, 96]
+    assert schedule.lr_horizon == resolve_schedule(made, 64).lr_horizon
+    assert resolve_schedule(made, 64, Start(step=6, samples=96)).is_finished
+    assert resolve_schedule(made, 64, Start(step=9, samples=144)).is_finished, "max_steps was lowered"
+    assert not resolve_schedule(made, 64).is_finished
+
+
+def test_an_epoch_that_does_not_divide_is_finished_at_its_end():
+    made = config(runner={"max_epochs": 1}, actor={"global_batch_size": 16})
+    whole = resolve_schedule(made, 70)
+    assert (whole.total_steps, whole.samples_after(5, 16)) == (5, 70)
+    assert resolve_schedule(made, 70, Start(step=5, samples=70)).is_finished
+    longer = config(runner={"max_epochs": 2}, actor={"global_batch_size": 16})
+    assert resolve_schedule(longer, 70, Start(step=5, samples=70)).total_steps == 10, "70 samples are left"
+
+
+def test_steps_of_another_batch_size_count_as_they_were():
+    made = config(runner={"max_epochs": 2}, actor={"global_batch_size": 8})
+    schedule = resolve_schedule(made, 64, Start(step=3, samples=48))
+    assert (schedule.total_steps, schedule.samples_after(13, 8)) == (13, 128)
+
+
+def test_the_best_by_an_evaluation_needs_evaluations():
+    runner = {"max_steps": 6, "keep_last": 2, "keep_best": "eval/accuracy"}
+    with pytest.raises(UserError, match="runner.keep_best=eval/accuracy needs evaluations"):
+        check_intervals(config(runner=runner))

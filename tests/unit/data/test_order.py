@@ -18,7 +18,7 @@ def steps(
             total=total,
             rank=rank,
             world_size=world,
-            start_step=start,
+            first=start * batch,
         )
     )
 
@@ -61,7 +61,7 @@ def test_a_late_start_gives_the_same_rows_and_takes_no_time():
         total=10**9,
         rank=0,
         world_size=1,
-        start_step=10**8 - 1,
+        first=10**9 - 10,
     )
     assert len(list(million)) == 1
     assert time.perf_counter() - begin < 5  # walking there would take hours
