@@ -163,6 +163,10 @@ def _memory(config: Config, plan: Plan) -> list[str]:
         ["total", f"{(parts.total + (activations or 0)) / GIB:.2f} GiB"],
     ]
     note = ["note: an upper bound; what is not trained is counted as if it were"] if plan.trained is None else []
+    if config.runner.save_interval > 0:
+        # Weights and two moments; with LoRA the adapters' alone, whose optimizer state is twice their size.
+        copied = parts.optimizer + (parts.optimizer // 2 if actor.model.is_lora else parts.weights)
+        note.append(f"and on the host, for copies while checkpoints are written: {copied / GIB:.2f} GiB")
     return [*table(rows), *note]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,3 +52,13 @@ def test_refused_before_anything_is_loaded(small_run, changes, expected):
     with pytest.raises(UserError, match=expected) as caught:
         plan(small_run, is_lora=True, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("is_lora", "expected"), [(False, 16), (True, 12)])
+def test_host_memory_for_copies_by_hand(small_run, is_lora, expected):
+    """2**31 parameters, half of them trained, fp32: weights 8 GiB, moments 8; adapters of 2**30: 4 and 8."""
+    changes = {"actor__model__is_lora": is_lora, "runner__save_interval": 5}
+    config = load_config(tree(small_run, **changes))
+    made = make_plan(config, local_topology(config), *check_config(config))
+    made = replace(made, parameters=2**31, trained=2**30, shard=1)
+    assert f"copies while checkpoints are written: {expected}.00 GiB" in plan_text(config, made)
