@@ -3,12 +3,15 @@
 One buffer holds all copies. It is page-locked where there is a GPU (a copy then runs at the speed of the bus, an
 ordinary one at a tenth of it) and kept from one checkpoint to the next, since getting and locking the pages takes
 longer than the copy. Host memory: as much as the rank's shards of weights and optimizer state, from the first
-checkpoint on.
+checkpoint on. Loading processes, which are forked, do not get the buffer: of locked pages the kernel would make each of
+them a copy.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -57,10 +60,21 @@ class HostCopy(AsyncStager):
             return
         if self._buffer.is_pinned():
             _check(torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr()))
-        self._buffer = torch.empty(size, dtype=torch.uint8)
+        self._buffer = _pages(size)
         if on_gpu and size:
             # Not by pin_memory=True: its allocator rounds up to the next power of two, up to twice the memory.
             _check(torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), size, 0))
+
+
+def _pages(size: int) -> torch.Tensor:
+    """``size`` bytes [size] uint8 that a forked process does not inherit."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    pages = mmap.mmap(-1, size)
+    pages.madvise(mmap.MADV_DONTFORK)
+    with suppress(OSError):  # a kernel without huge pages takes longer, that is all
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def _check(status: Any) -> None:

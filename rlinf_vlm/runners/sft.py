@@ -40,6 +40,8 @@ def train(actor: WorkerGroup, config: Config, schedule: Schedule, session: Sessi
     """All steps that are left."""
     checkpoints = Checkpoints(config, schedule, actor, session)
     done, total = schedule.start.step, schedule.total_steps
+    if schedule.is_finished:
+        session.say(f"finished: nothing is left to train after step {done}")
     if session.owes_evaluation(total):
         evaluate(actor, config, session, finished_steps=done)
     for step in session.steps(done, total):
