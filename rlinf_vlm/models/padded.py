@@ -21,6 +21,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlinf_vlm.models.policy import check_features, place_features, read_host_facts
+from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.types import MicroBatch, UserError
 
 
@@ -48,10 +49,10 @@ class PaddedBackbone:
         rows, columns = len(facts.lengths), max(facts.lengths)
         device = batch.input_ids.device
         lengths = torch.tensor(facts.lengths)
-        mask = (torch.arange(columns)[None, :] < lengths[:, None]).to(device, non_blocking=True)
+        mask = copy_to(torch.arange(columns)[None, :] < lengths[:, None], device)
         # Where a token of the packed row stands in the flattened padded rows.
         starts = torch.repeat_interleave(torch.arange(rows) * columns - (torch.cumsum(lengths, 0) - lengths), lengths)
-        places = (torch.arange(int(lengths.sum())) + starts).to(device, non_blocking=True)
+        places = copy_to(torch.arange(int(lengths.sum())) + starts, device)
         ids = batch.input_ids.new_zeros(rows * columns).index_copy(0, places, batch.input_ids)
         embeddings = self._base.get_input_embeddings()(ids)
         features = self._image_features(batch)

@@ -20,6 +20,7 @@ from torch import nn
 from rlinf_vlm.models.attention import hf_name, register_attention
 from rlinf_vlm.models.policy import HostFacts, check_features, place_features, read_host_facts
 from rlinf_vlm.models.segments import SegmentBook, build_segments
+from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.models.vision_tables import VisionGeometry, VisionPlanner
 from rlinf_vlm.types import MicroBatch
 
@@ -120,7 +121,7 @@ class QwenBackbone:
             grids = ((1, merge, merge),)
             width = self._visual.patch_embed.proj.weight.shape[1:].numel()
             pixels = torch.zeros(merge * merge, width, device=device)
-            thw = torch.tensor(grids).to(device, non_blocking=True)
+            thw = copy_to(torch.tensor(grids), device)
         inputs = self._planner.plan(grids, device)
         if facts.grids:
             check_features(inputs.num_features, facts)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rlinf_vlm.models.transfer import copy_to
+
 LENGTH_STEP = 16
 """Causal segments whose lengths round up to the same multiple share one dense batch."""
 
@@ -93,8 +95,8 @@ def plan_grouping(lengths: Sequence[int], *, step: int, device: torch.device) ->
     scatter[gather[real]] = real
     return Grouping(
         batches=batches,
-        gather=gather.to(device, non_blocking=True),
-        scatter=scatter.to(device, non_blocking=True),
+        gather=copy_to(gather, device),
+        scatter=copy_to(scatter, device),
         num_rows=int(gather.shape[0]),
     )
 
@@ -113,7 +115,7 @@ def build_segments(
     """
     if cu_seqlens is None:
         ends = torch.cumsum(torch.tensor([0, *lengths], dtype=torch.int64), 0)
-        cu_seqlens = ends.to(torch.int32).to(device, non_blocking=True)
+        cu_seqlens = copy_to(ends.to(torch.int32), device)
     longest = max(lengths, default=1)
     return Segments(
         lengths=tuple(lengths),

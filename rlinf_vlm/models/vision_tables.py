@@ -16,6 +16,7 @@ import torch
 from transformers import vision_utils
 
 from rlinf_vlm.models.segments import SegmentBook, build_segments
+from rlinf_vlm.models.transfer import copy_to
 
 Grid = tuple[int, int, int]
 
@@ -160,4 +161,4 @@ def _shifted(indices: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
 def _join(parts: list[torch.Tensor | None], device: torch.device) -> torch.Tensor:
     present = [part for part in parts if part is not None]
     assert len(present) == len(parts), "every image has the same kinds of tables"
-    return torch.cat(present).to(device, non_blocking=True)
+    return copy_to(torch.cat(present), device)

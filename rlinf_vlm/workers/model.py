@@ -25,6 +25,7 @@ from rlinf_vlm.models.lora import LoraSettings, adapted_modules, adapter_config,
 from rlinf_vlm.models.mrope import MropePositions, SequentialPositions, positions_for
 from rlinf_vlm.models.parts import LinearLayer, adapter_size, frozen_parts
 from rlinf_vlm.models.policy import VisionLanguageModel
+from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.types import MicroBatch, ProcessedImage, TokenScores, UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -233,9 +234,9 @@ def _check_fit(
 def to_device(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch with its tensors on ``device``."""
     tensors = {
-        field.name: value.to(device, non_blocking=True)
+        field.name: copy_to(value, device)
         for field in fields(micro_batch)
         if isinstance(value := getattr(micro_batch, field.name), torch.Tensor)
     }
-    images = {name: tensor.to(device, non_blocking=True) for name, tensor in micro_batch.image_inputs.items()}
+    images = {name: copy_to(tensor, device) for name, tensor in micro_batch.image_inputs.items()}
     return replace(micro_batch, image_inputs=images, **tensors)  # type: ignore[arg-type]
