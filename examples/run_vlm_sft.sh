@@ -29,6 +29,6 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" RLINF_VLM_DEMO="$root/.demo
 # Behind tee, standard output is no terminal: name the device, so that the progress line is still drawn there.
 if [ -t 1 ]; then export RLINF_VLM_TERMINAL=/dev/tty; fi
 # The run takes this shell's place: signals to the launcher reach it, and its exit status is the launcher's. tee ignores
-# Ctrl-C, so that it still writes what the run says while it ends.
+# Ctrl-C and SIGTERM, which may go to all processes of the group, so that it still writes what the run says while it ends.
 exec "$python" "$root/examples/train_vlm.py" --config-path "$root/examples/config" --config-name "$config" \
-  --log-path "$log" "$@" > >(exec tee -i -a "$log/run.log") 2>&1
+  --log-path "$log" "$@" > >(trap '' TERM; exec tee -i -a "$log/run.log") 2>&1

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--log-path", help="run folder, unless an override names runner.logger.log_path")
     parser.add_argument("overrides", nargs="*", help="key=value, as Hydra reads them")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    sigterm = Sigterm()
+    signal.signal(signal.SIGTERM, sigterm.end)
     try:
         tree = compose_config(options.config_path, options.config_name, options.overrides)
         made_up = bool(options.log_path) and not any("runner.logger.log_path=" in text for text in options.overrides)
@@ -63,10 +64,13 @@ def main(arguments: Sequence[str]) -> int:
     except WorkerFailure as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except (RunStopped, Terminated) as stop:
-        sys.stderr.write(f"stopped by SIGTERM {stop}".rstrip() + "\n")
+    except RunStopped as stop:
+        sys.stderr.write(f"stopped by SIGTERM {stop}\n")
         return 143
     except KeyboardInterrupt:
+        if sigterm.came:
+            sys.stderr.write("stopped by SIGTERM\n")
+            return 143
         sys.stderr.write("stopped by Ctrl-C\n")
         return 130
     return 0
@@ -158,8 +162,19 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: unwinds like Ctrl-C, so that the cluster is closed and no process stays."""
 
 
-def _end_on_sigterm(number: int, frame: object) -> None:
-    raise Terminated
+class Sigterm:
+    """Ends the run on SIGTERM.
+
+    That it came is kept here: where Ray waits, it raises a KeyboardInterrupt of its own in place of the handler's.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def end(self, number: int, frame: object) -> None:
+        """The handler."""
+        self.came = True
+        raise Terminated
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ a copy that was cut. What is left of a save that did not end has a name with ``.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -116,14 +117,15 @@ def find_checkpoint(path: Path, key: str) -> Checkpoint:
 
     key: of the config, for messages. Raises UserError when there is none, or when the named one is not whole.
     """
-    for folder in (path, *path.parents):
+    whole = Path(os.path.abspath(path))  # the place that one stands in may be named as well
+    for folder in (whole, *whole.parents):
         if is_checkpoint_name(folder.name) and folder.is_dir():
             return open_checkpoint(folder)
     if not path.is_dir():
         raise UserError(f"{key}={str(path)!r}: no such folder; give a global_step_N folder, or a run folder")
     newest, unfinished = newest_checkpoint(path)
     if newest is None:
-        left = f" ({len(unfinished)} that were not finished: {unfinished[0]})" if unfinished else ""
+        left = f" ({len(unfinished)} cannot be used: {unfinished[0]})" if unfinished else ""
         raise UserError(
             f"{key}={str(path)!r}: no finished checkpoint (global_step_N) below it{left}; give another folder"
         )
@@ -160,4 +162,4 @@ def _age(path: Path) -> tuple[float, str]:
     try:
         return float(json.loads(state_file(path).read_text(encoding="utf-8"))["saved_at"]), path.name
     except (OSError, ValueError, KeyError, TypeError):
-        return path.stat().st_mtime, path.name
+        return path.stat().st_mtime if path.exists() else 0.0, path.name  # another run may have removed it just now

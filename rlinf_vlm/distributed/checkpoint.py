@@ -17,6 +17,7 @@ import pickle
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -105,7 +106,8 @@ def publish(partial: Path, folder: Path) -> None:
         shutil.rmtree(replaced)
     else:
         partial.rename(folder)
-    _sync(folder.parent)
+    for place in folder.parents[:3]:  # up to the run folder, whose own name is older
+        _sync(place)
 
 
 def read_shapes(folder: Path, prefix: str) -> dict[str, torch.Size]:
@@ -128,7 +130,7 @@ def read_tensors(folder: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
         dcp.load(state, storage_reader=dcp.FileSystemReader(folder))
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
-        raise UserError(f"{folder} cannot be read ({' '.join(str(cause).split())[:200]}); give another one") from error
+        raise UserError(f"{folder} cannot be read ({_read_trouble(cause)}); give another one") from error
     return state
 
 
@@ -146,10 +148,12 @@ def read_whole(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 def open_weights(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a full_weights.pt, mapped from the file. Raises UserError when it is cut or something else."""
+    if not zipfile.is_zipfile(file):  # the index stands at the end
+        raise UserError(f"{file} cannot be read as weights (cut, or not written by torch.save); give a full_weights.pt")
     try:
         weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} cannot be read as weights ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"{file} cannot be read as weights ({_read_trouble(error)}); give another one") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise UserError(f"{file} does not hold weights by name; give a full_weights.pt")
     return weights
@@ -166,6 +170,11 @@ def _metadata(folder: Path) -> Mapping[str, Any]:
         return dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     except (OSError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         raise UserError(f"{folder} is no readable dcp_checkpoint ({error}); give another one") from error
+
+
+def _read_trouble(error: BaseException) -> str:
+    """What torch says, in one line; of damaged bytes it would say that they are safe to load without its check."""
+    return "damaged" if isinstance(error, pickle.UnpicklingError) else " ".join(str(error).split())[:200]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

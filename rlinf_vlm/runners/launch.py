@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from rlinf_vlm.checkpoints import Checkpoint
 from rlinf_vlm.cluster.environment import set_ray_environment
+from rlinf_vlm.cluster.placement import Topology
 from rlinf_vlm.config.resolve import Start, resolve_schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.registry import load_dotted
 from rlinf_vlm.runners.plan_text import plan_text
-from rlinf_vlm.runners.preflight import check_config, local_topology, make_plan, node_groups
+from rlinf_vlm.runners.preflight import Plan, check_config, local_topology, make_plan, node_groups
 from rlinf_vlm.runners.resume import check_same, find_origin
-from rlinf_vlm.runners.run_folder import make_run_folder, take_over
+from rlinf_vlm.runners.run_folder import check_writable, next_start, occupied, take_over
 from rlinf_vlm.runners.saving import remove_unfinished
 from rlinf_vlm.runners.session import Session, checkpoints_of, owes_evaluation
+from rlinf_vlm.runners.stopping import sheltered
 from rlinf_vlm.tracking import Terminal
 
 RUNNERS = {"sft": "rlinf_vlm.runners.sft:run"}
@@ -38,32 +41,50 @@ def launch(config: Config, *, folder_is_new: bool = False) -> None:
         notes += check_same(config, resumed, train_rows)
         notes.append(f"goes on after {resumed.folder} in {config.runner.logger.log_path}")
     joins = bool(os.environ.get("RAY_ADDRESS")) and not config.runner.dry_run
-    plan = None if joins else make_plan(config, local_topology(config), model, train_rows, eval_rows, origin)
+
+    def plan_on(topology: Topology) -> Plan:
+        return make_plan(config, topology, model, train_rows, eval_rows, origin)
+
+    plan = None if joins else plan_on(local_topology(config))
     if plan is not None:
         with Terminal(0, None) as terminal:
             terminal.say(plan_text(config, plan))
     if config.runner.dry_run:
+        say_each(notes)
         return
     folder = Path(config.runner.logger.log_path)
-    make_run_folder(folder)
-    take_over(launched, folder)
-    say_each(notes)
-    if resumed is not None and train_rows is not None and is_finished(config, resumed, train_rows):
-        return
-    say_each(f"removed, was not finished being written: {path}" for path in remove_unfinished(checkpoints_of(config)))
+    with occupied(folder):
+        # First of all, since it may be what fills the disk.
+        left = remove_unfinished(checkpoints_of(config))
+        check_writable(folder)
+        number = next_start(folder)
+        take_over(launched, folder, number)
+        say_each([*notes, *(f"removed, was not finished being written: {path}" for path in left)])
+        if resumed is not None and train_rows is not None and is_finished(config, resumed, train_rows):
+            return
+        _run(config, plan_on, resumed, number)
+
+
+def _run(config: Config, plan_on: Callable[[Topology], Plan], resumed: Checkpoint | None, number: int) -> None:
+    """The cluster and the runner; ``number``: of this start in its run folder."""
     set_ray_environment()
     from rlinf_vlm.cluster.ray_cluster import connect  # Ray is imported only once everything else is in order
 
     settings = config.cluster
-    with connect(
-        num_nodes=settings.num_nodes,
-        node_wait_timeout_s=settings.node_wait_timeout_s,
-        cpu_workers_per_node=settings.cpu_workers_per_node,
-        node_groups=node_groups(config),
-    ) as cluster:
-        plan = make_plan(config, cluster.topology, model, train_rows, eval_rows, origin)
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    with ExitStack() as stack:
+        with nullcontext() if joins else sheltered():  # joining starts no processes, and can take minutes
+            cluster = stack.enter_context(
+                connect(
+                    num_nodes=settings.num_nodes,
+                    node_wait_timeout_s=settings.node_wait_timeout_s,
+                    cpu_workers_per_node=settings.cpu_workers_per_node,
+                    node_groups=node_groups(config),
+                )
+            )
+        plan = plan_on(cluster.topology)
         cluster.reserve(plan.placements, settings.node_wait_timeout_s)
-        with Session(config, plan_text(config, plan), resumed=resumed) as session:
+        with Session(config, plan_text(config, plan), start=number, resumed=resumed) as session:
             load_dotted(RUNNERS[config.runner.task_type])(config, plan, cluster, session)
 
 

@@ -64,7 +64,7 @@ def find_origin(config: Config, *, neighbours: bool) -> tuple[Origin | None, lis
     trains = config.data.train_data_paths is not None
     if runner.resume_dir != AUTO:
         found = find_checkpoint(Path(runner.resume_dir), "runner.resume_dir")
-        return _whole(found, trains=trains), []
+        return _whole(found, trains=trains), _saved_later(found) if trains else []
     newest, notes = _newest(config, neighbours=neighbours)
     if newest is None and not trains:
         raise UserError(f"{notes[-1]}, so there is nothing to evaluate; set runner.resume_dir to a checkpoint")
@@ -74,6 +74,14 @@ def find_origin(config: Config, *, neighbours: bool) -> tuple[Origin | None, lis
 def _whole(found: Checkpoint, *, trains: bool) -> Origin:
     """A training goes on with the checkpoint, an evaluation takes its weights."""
     return Origin(weights=found.dcp, step=found.step, resumed=found if trains else None)
+
+
+def _saved_later(named: Checkpoint) -> list[str]:
+    """A word of warning when the run has gone further than the checkpoint that was ``named``."""
+    newest, _ = newest_checkpoint(named.folder.parent)
+    if newest is None or newest.saved_at <= named.saved_at:
+        return []
+    return [f"{newest.folder} was saved later: runner.resume_dir=auto takes that one until this run has saved again"]
 
 
 def _newest(config: Config, *, neighbours: bool) -> tuple[Checkpoint | None, list[str]]:
@@ -102,10 +110,12 @@ def what_matters(config: Config, train_rows: int | None) -> dict[str, Any]:
     """Dotted key -> value of everything that the next losses depend on, as JSON gives it back."""
     tree = config.model_dump(mode="json")
     actor = tree["actor"]
+    unread = () if config.actor.model.is_lora else tuple(name for name in actor["model"] if name.startswith("lora_"))
+    model = {name: value for name, value in actor["model"].items() if name not in FREE_MODEL + unread}
     kept = {
         "actor.seed": actor["seed"],
         "actor.global_batch_size": actor["global_batch_size"],
-        **flat({name: value for name, value in actor["model"].items() if name not in FREE_MODEL}, "actor.model."),
+        **flat(model, "actor.model."),
         "actor.model.model_path (config.json, weights)": _model_content(Path(config.actor.model.model_path)),
         **flat(actor["fsdp_config"]["mixed_precision"], "actor.fsdp_config.mixed_precision."),
         **flat({name: value for name, value in tree["data"].items() if name not in FREE_DATA}, "data."),

@@ -23,7 +23,7 @@ from rlinf_vlm.checkpoints import Checkpoint
 from rlinf_vlm.config.schema import Config, RunnerConfig
 from rlinf_vlm.evaluation.answers import EvalRecord, summarise
 from rlinf_vlm.runners.resume import AUTO
-from rlinf_vlm.runners.run_folder import count_starts, history, numbered
+from rlinf_vlm.runners.run_folder import history, numbered
 from rlinf_vlm.runners.stopping import GracefulStop
 from rlinf_vlm.tracking import Backend, Terminal, open_backends
 from rlinf_vlm.types import UserError
@@ -32,8 +32,8 @@ from rlinf_vlm.types import UserError
 class Session:
     """One run in an existing run folder: a context manager that closes what it opened."""
 
-    def __init__(self, config: Config, plan_text: str, *, resumed: Checkpoint | None = None) -> None:
-        """``resumed``: the checkpoint that the run goes on from."""
+    def __init__(self, config: Config, plan_text: str, *, start: int = 1, resumed: Checkpoint | None = None) -> None:
+        """``start``: number of this start in the run folder; ``resumed``: the checkpoint that the run goes on from."""
         self._runner = config.runner
         logger = config.runner.logger
         self.folder = Path(logger.log_path)
@@ -41,10 +41,10 @@ class Session:
         goes_on_here = resumed is not None and resumed.run_folder == self.folder.resolve()
         self._resumed_step = resumed.step if resumed is not None and goes_on_here else None
         tree = config.model_dump(mode="json")
-        number = count_starts(self.folder) + 1
-        self.run_log = self.folder / numbered("run.log", number)
-        self._write(numbered("config.yaml", number), yaml.safe_dump(tree, sort_keys=False))
-        self._write(numbered("plan.txt", number), plan_text + "\n")
+        self.run_log = self.folder / numbered("run.log", start)
+        self._write(numbered("config.yaml", start), yaml.safe_dump(tree, sort_keys=False))
+        self._write(numbered("plan.txt", start), plan_text + "\n")
+        trains = config.data.train_data_paths is not None
         self._backends: list[Backend] = open_backends(
             logger.logger_backends,
             self.folder,
@@ -52,10 +52,11 @@ class Session:
             logger.experiment_name,
             tree,
             # auto without a checkpoint: the run was killed before its first one, and starts again here.
-            resumed_step=0 if resumed is None and config.runner.resume_dir == AUTO else self._resumed_step,
+            resumed_step=0 if resumed is None and trains and config.runner.resume_dir == AUTO else self._resumed_step,
         )
         self._terminal: Terminal | None = None
-        self._last_saved = None if resumed is None else resumed.folder
+        self._resumed = resumed
+        self._last_saved: Path | None = None
         self._stop = GracefulStop()
 
     def __enter__(self) -> Session:
@@ -81,6 +82,8 @@ class Session:
     def steps(self, start: int, total: int) -> Iterator[int]:
         """start .. total - 1, with a progress line, until the training is asked to stop."""
         self._stop.listen()
+        if self._resumed is not None:
+            self._last_saved = self._resumed.folder  # known to be usable by now
         with Terminal(total, self.run_log, finished_steps=start) as self._terminal:
             for step in range(start, total):
                 yield step

@@ -42,22 +42,28 @@ def train(actor: WorkerGroup, config: Config, schedule: Schedule, session: Sessi
     done, total = schedule.start.step, schedule.total_steps
     if schedule.is_finished:
         session.say(f"finished: nothing is left to train after step {done}")
-    if session.owes_evaluation(total):
+    evaluated = session.owes_evaluation(total)
+    if evaluated:
         evaluate(actor, config, session, finished_steps=done)
     for step in session.steps(done, total):
         session.log_step(step, actor.call("train_step", step)[0])
         done = step + 1
         checkpoints.collect(done)
-        # Saved first: an evaluation that fails (a broken test row) does not cost the training.
+        # Saved first: an evaluation that fails (a broken test row) does not cost the training. As a failure ends the
+        # processes that write, the first evaluation, which meets every row, waits until they have written.
         if session.saves_after(step, total):
             checkpoints.save(done)
         if session.evaluates_after(step, total):
+            if not evaluated:
+                checkpoints.finish(done)
             evaluate(actor, config, session, finished_steps=done)
+            evaluated = True
     if done < total and session.saves_after(done - 1, total):  # asked to stop while it evaluated
         checkpoints.save(done)
     checkpoints.finish(done)
     if done < total:
-        raise RunStopped(f"after step {done} of {total}")
+        unsaved = "" if session.saves_after(done - 1, total) else "; not saved, as runner.save_interval=-1"
+        raise RunStopped(f"after step {done} of {total}{unsaved}")
 
 
 def evaluate(actor: WorkerGroup, config: Config, session: Session, *, finished_steps: int) -> None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+TOGETHER_S = 1.0
+"""SIGTERMs that come so close are one question: ``timeout`` and some schedulers signal a process and then its group."""
 
 
 class GracefulStop:
@@ -11,6 +17,7 @@ class GracefulStop:
 
     def __init__(self) -> None:
         self.asked = False
+        self._asked_at = 0.0
         self._before: Any = None
 
     def listen(self) -> None:
@@ -24,5 +31,22 @@ class GracefulStop:
             self._before = None
 
     def _note(self, number: int, frame: object) -> None:
-        self.asked = True
-        self.restore()
+        if not self.asked:
+            self.asked, self._asked_at = True, time.monotonic()
+        elif time.monotonic() - self._asked_at > TOGETHER_S:
+            self.restore()
+            signal.raise_signal(number)
+
+
+@contextmanager
+def sheltered() -> Iterator[None]:
+    """Processes that are started in the block, from this thread, never take SIGTERM; they are ended by other means.
+
+    For Ray's own: schedulers send SIGTERM to every process of a job, and without Ray's the ranks end before the
+    training has saved. They inherit that it is blocked here. It is not lost: at the latest it comes after the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

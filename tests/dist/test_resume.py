@@ -66,7 +66,7 @@ CASES = {
     "pure bf16": (2, {"actor__model__precision": "bf16"}),
     "packed, loaded ahead": (1, {"actor__packing": True, "data__num_workers": 1}),
     "frozen tower": (2, {"actor__model__freeze": {"vision_tower": True}}),
-    "nothing unwritten is read": (2, {"actor__deterministic": True, "actor__model__is_lora": True}),
+    "only kernels that repeat": (2, {"actor__deterministic": True, "actor__model__is_lora": True}),
     "LoRA with dropout": (2, {"actor__model__is_lora": True, "actor__model__lora_dropout": 0.3}),
 }
 

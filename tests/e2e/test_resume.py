@@ -116,7 +116,7 @@ def test_sigterm_saves_and_the_run_goes_on(whole, config, tmp_path):
     log = tmp_path / "log"
     process = start(config, log, f"runner.logger.log_path={log}", "runner.save_interval=100")
     wait_for(lambda: (log / "metrics.jsonl").exists() and len(steps(log)) >= 2, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # to all processes, as schedulers and ``timeout`` do
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
     (saved,) = checkpoints(log)

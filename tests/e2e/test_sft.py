@@ -108,7 +108,7 @@ def test_the_checkpoint_holds_hugging_face_weights(one_rank, small_run):
     from transformers import AutoModelForImageTextToText
 
     folder = one_rank / "qwen2_5_vl_sft_demo" / "checkpoints" / "global_step_3"
-    assert json.loads((folder / "state.json").read_text())["step"] == 3
+    assert json.loads((folder / "actor" / "state.json").read_text())["step"] == 3
     weights = torch.load(folder / "actor" / "model_state_dict" / "full_weights.pt", weights_only=True)
     model = AutoModelForImageTextToText.from_pretrained(small_run / "model", dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -60,6 +60,12 @@ def test_every_way_to_name_one(logs, path):
     assert find_checkpoint(Path(f"{logs}/{path}"), "runner.resume_dir").step == 10
 
 
+@pytest.mark.parametrize("place", ["", "actor"])
+def test_the_place_that_one_stands_in(logs, monkeypatch, place):
+    monkeypatch.chdir(logs / "run2" / "exp" / "checkpoints" / "global_step_10" / place)
+    assert find_checkpoint(Path("."), "runner.resume_dir").step == 10
+
+
 def test_the_newest_is_the_one_saved_last(logs):
     assert newest_checkpoint(logs, "exp")[0].step == 10
     assert newest_checkpoint(logs / "run1", "exp")[0].step == 90

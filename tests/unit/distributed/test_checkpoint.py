@@ -109,11 +109,25 @@ def test_a_kill_before_the_rename_leaves_nothing_that_counts(writer, tmp_path, m
 
 def test_weights_that_are_none(tmp_path):
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "text.pt").write_text("hi")
     with pytest.raises(UserError, match=r"cut.pt cannot be read as weights"):
         open_weights(tmp_path / "cut.pt")
+    with pytest.raises(UserError, match=r"text.pt cannot be read as weights \(cut, or not written by torch.save\)"):
+        open_weights(tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="does not hold weights by name"):
         open_weights(tmp_path / "list.pt")
+
+
+def test_damaged_files_are_named_without_torch_s_advice(writer, tmp_path):
+    """torch would say: load it without its check for foreign code."""
+    begin(writer, tmp_path / "global_step_4", {"model.w": torch.ones(2)})
+    writer.finished(wait=True)
+    folder = dcp_folder(tmp_path / "global_step_4")
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(bytes(byte ^ 0xFF for byte in file.read_bytes()))
+    with pytest.raises(UserError, match=r"dcp_checkpoint cannot be read \(damaged\); give another one"):
+        read_tensors(folder, {"model.w": torch.zeros(2)})
 
 
 def test_the_mark_lists_every_file(writer, tmp_path):

@@ -58,6 +58,7 @@ def test_the_description(base):
         {"runner__max_steps": 9},
         {"data__num_workers": 3},
         {"data__on_bad_row": "drop"},
+        {"actor__model__lora_rank": 4},
         {"cluster__cpu_workers_per_node": 2},
     ],
 )
@@ -72,6 +73,7 @@ def test_what_may_change(base, checkpoint, changes):
     [
         ({"actor__global_batch_size": 32}, "actor.global_batch_size=32: "),
         ({"actor__seed": 1}, "actor.seed=1: "),
+        ({"actor__model__is_lora": True}, "actor.model.is_lora=true: "),
         ({"data__shuffle": False}, "data.shuffle=false: "),
         ({"data__max_pixels": 1000}, "data.max_pixels=1000: "),
         ({"data__system_prompt": "Be brief."}, 'data.system_prompt="Be brief.": '),
@@ -130,6 +132,15 @@ def test_auto_looks_beside_a_new_run_folder_and_into_a_fixed_one(base, checkpoin
     assert find_origin(config(base, **fixed), neighbours=False)[0].resumed == checkpoint
     other = {**new, "runner__logger": {**new["runner__logger"], "experiment_name": "other"}}
     assert find_origin(config(base, **other), neighbours=True)[0] is None
+
+
+def test_going_back_is_told(base, checkpoint):
+    """A kill before the next save would else bring auto to the branch that was given up, without a word."""
+    named = {"runner__resume_dir": str(checkpoint.folder)}
+    assert find_origin(config(base, **named), neighbours=True)[1] == []
+    later = write(checkpoint.folder.with_name("global_step_6"), checkpoint.saved_at + 1)
+    origin, (note,) = find_origin(config(base, **named), neighbours=True)
+    assert origin.step == 3 and note.startswith(f"{later} was saved later")
 
 
 def test_an_evaluation_takes_the_weights_alone(base, checkpoint, tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rlinf_vlm.checkpoints import open_checkpoint
-from rlinf_vlm.runners.run_folder import count_starts, history, numbered, take_over
+from rlinf_vlm.runners.run_folder import history, next_start, numbered, occupied, take_over
 from rlinf_vlm.runners.saving import best_step, existing, remove_unfinished, superfluous
+from rlinf_vlm.types import UserError
 from tests.unit.test_checkpoints import write
 
 
@@ -53,12 +56,30 @@ def test_the_second_start_of_a_run_has_its_own_files(tmp_path):
         (path / "run.log").write_text(path.name)
     (folder / "config.yaml").write_text("")
     with (launched / "run.log").open("a") as tee:
-        take_over(launched, folder)
+        take_over(launched, folder, next_start(folder))
         tee.write(" and more")
     assert not launched.exists()
     assert (folder / "run.2.log").read_text() == "new and more" and (folder / "run.log").read_text() == "old"
-    (folder / "config.2.yaml").write_text("")
-    assert count_starts(folder) == 2 and numbered("run.log", 3) == "run.3.log" and numbered("run.log", 1) == "run.log"
+    assert next_start(folder) == 3, "a start that found the run finished leaves a log and no config"
+    (folder / "config.3.yaml").write_text("")
+    assert next_start(folder) == 4 and numbered("run.log", 3) == "run.3.log" and numbered("run.log", 1) == "run.log"
+
+
+def test_the_first_start_is_number_one_with_and_without_a_log(tmp_path):
+    assert next_start(tmp_path) == 1
+    (tmp_path / "run.log").write_text("of the launcher, of this very start")
+    assert next_start(tmp_path) == 1
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    with occupied(folder), pytest.raises(UserError, match="another run is at work in it"), occupied(folder):
+        pass
+    with occupied(folder):
+        assert folder.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"log_path='.*file/run' cannot be written to"), occupied(tmp_path / "file/run"):
+        pass
 
 
 def test_history_of_a_metric(tmp_path):
