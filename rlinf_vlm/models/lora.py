@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from rlinf_vlm.models.families import FamilySpec
@@ -26,6 +26,10 @@ from rlinf_vlm.types import UserError
 
 ADAPTER = "default"
 """peft's name of the adapter; in parameter names of a live model, not in files."""
+ADAPTER_FILE = "adapter_model.safetensors"
+"""Weights in a peft folder."""
+FILE_PREFIX = "base_model.model."
+"""What stands before a module's path in that file."""
 _A, _B = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
 
 
@@ -135,11 +139,18 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], adapter_con
     if strange or unmatched:
         raise ValueError(f"{folder}: weights that are no adapters {strange[:3]}, or do not fit {unmatched[:3]}")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        "base_model.model." + name.replace(f".{ADAPTER}.weight", ".weight"): tensor.contiguous()
-        for name, tensor in tensors.items()
-    }
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights = {FILE_PREFIX + name.replace(f".{ADAPTER}.weight", ".weight"): tensor for name, tensor in tensors.items()}
+    write_peft_files(folder, weights, adapter_config)
+
+
+def write_peft_files(folder: Path, weights: Mapping[str, torch.Tensor], adapter_config: Mapping[str, Any]) -> None:
+    """adapter_model.safetensors and adapter_config.json in ``folder``. weights: by the names that the file has.
+
+    OSError when the disk is full.
+    """
+    # Not save_file: its file is readable by its owner alone, whatever the umask, and its error is no OSError.
+    content = save({name: tensor.contiguous() for name, tensor in weights.items()}, metadata={"format": "pt"})
+    (folder / ADAPTER_FILE).write_bytes(content)
     (folder / "adapter_config.json").write_text(json.dumps(dict(adapter_config), indent=2) + "\n", encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from rlinf_vlm.models.families import FamilySpec, resolve_family
 from rlinf_vlm.models.folder import read_model_folder
 from rlinf_vlm.models.loading import build_model, wrap_model
 from rlinf_vlm.models.lora import (
+    ADAPTER_FILE,
     LoraSettings,
     adapted_modules,
     adapter_config,
@@ -27,6 +28,7 @@ from rlinf_vlm.models.lora import (
     is_adapter,
     linear_layers,
     write_adapter,
+    write_peft_files,
 )
 from rlinf_vlm.models.parts import (
     LinearLayer,
@@ -387,6 +389,15 @@ def test_the_written_folder(tmp_path: Path) -> None:
         for i in (0, 1)
         for which in "AB"
     ]
+    modes = {path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}
+    assert len(modes) == 1, "the weights are as readable as the rest"
+
+
+def test_a_full_disk_is_an_error_that_is_told_as_one(tmp_path: Path) -> None:
+    """safetensors' own error is no OSError, which is what checkpoints and the converter tell in one line."""
+    (tmp_path / ADAPTER_FILE).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_peft_files(tmp_path, {"a": torch.zeros(9)}, {})
 
 
 def test_a_folder_that_peft_would_fill_with_first_values_is_not_written(tmp_path: Path) -> None:

@@ -34,7 +34,13 @@ from toolkits.ckpt_convertor.fsdp_convertor.settings import BaseModelConfig
 from toolkits.ckpt_convertor.fsdp_convertor.verify import VerificationFailed, Verifier
 
 LANGUAGE = "q_proj v_proj o_proj down_proj"
-WHERE = {"step": lambda step: step, "actor": lambda step: step / "actor", "dcp": dcp_folder, "adapter": adapter_folder}
+WHERE = {
+    "step": lambda step: step,
+    "actor": lambda step: step / "actor",
+    "dcp": dcp_folder,
+    "adapter": adapter_folder,
+    "the adapter's file": lambda step: adapter_folder(step) / "adapter_model.safetensors",
+}
 
 
 @pytest.fixture

@@ -260,6 +260,32 @@ def test_a_link_to_an_empty_folder_and_a_relative_place(made, tmp_path, monkeypa
     assert [path.name for path in (tmp_path / "empty" / "new").iterdir()] == ["deep"]
 
 
+def test_a_place_inside_what_is_converted(step, made, tmp_path, capsys):
+    """There, the result would be removed with the checkpoint, or copied with the base by the next conversion."""
+    line = told(capsys, made, step / "actor" / "hf", ckpt=step)
+    assert f"is inside a checkpoint, which runner.keep_last may remove ({step})" in line
+    assert "is inside model.model_path" in told(capsys, made, made / "base" / "out")
+
+
+@pytest.mark.parametrize("inner", ["", "actor", "actor/dcp_checkpoint"])
+def test_the_folder_that_one_stands_in_and_a_link(inner, step, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(step / inner)
+    assert run(made, tmp_path / "out", "convertor.verify=false", ckpt=Path(".")) == 0
+    (tmp_path / "latest").symlink_to(step)
+    assert run(made, tmp_path / "out2", "convertor.verify=false", ckpt=tmp_path / "latest" / inner) == 0
+    (step / MARK).unlink()
+    capsys.readouterr()
+    line = told(capsys, made, tmp_path / "out3", ckpt=tmp_path / "latest" / inner)
+    assert "was not finished being written" in line
+
+
+def test_the_script_itself_runs_from_anywhere(made, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script = ROOT / "toolkits" / "ckpt_convertor" / "fsdp_convertor" / "convert_pt_to_hf.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and "error: convertor.ckpt_path=null" in done.stderr, done.stderr
+
+
 def test_a_folder_beside_that_is_not_ours(made, tmp_path, capsys):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("mine")

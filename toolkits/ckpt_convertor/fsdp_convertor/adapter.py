@@ -20,15 +20,13 @@ from typing import Any
 
 import torch
 from peft.utils.other import get_pattern_key
-from safetensors.torch import save_file
 
+from rlinf_vlm.models.lora import FILE_PREFIX, write_peft_files
 from rlinf_vlm.types import UserError
 from toolkits.ckpt_convertor.fsdp_convertor.naming import Naming, Unit
 from toolkits.ckpt_convertor.fsdp_convertor.tensors import TensorInfo, TensorSource
 
-ADAPTER_FILE = "adapter_model.safetensors"
 LORA_KEY = re.compile(r"\.lora_(A|B)(?:\.default)?\.weight$")
-_PEFT_PREFIX = "base_model.model."
 _UNSUPPORTED = {
     "use_dora": False,
     "lora_bias": False,
@@ -123,7 +121,7 @@ def _pairs(source: TensorSource) -> dict[str, tuple[str, str]]:
                 f"convertor.ckpt_path: {source.path} has the tensor {key} beside LoRA's A and B, which cannot be "
                 "merged; give a checkpoint of an adapter alone"
             )
-        module = key[: match.start()].removeprefix(_PEFT_PREFIX)
+        module = key[: match.start()].removeprefix(FILE_PREFIX)
         sides.setdefault(module, {})[match[1]] = key
     half = [module for module, keys in sides.items() if len(keys) != 2]
     if half or not sides:
@@ -185,11 +183,10 @@ def write_adapter(adapter: Adapter, folder: Path, base_path: str) -> dict[str, t
     base_path: what peft loads when it is given the folder alone.
     """
     tensors = {
-        f"{_PEFT_PREFIX}{module}.lora_{side}.weight": tensor.contiguous()
+        f"{FILE_PREFIX}{module}.lora_{side}.weight": tensor
         for module in adapter.pairs
         for side, tensor in zip("AB", adapter.read(module), strict=True)
     }
     config = {**adapter.config, "base_model_name_or_path": base_path, "inference_mode": True}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    write_peft_files(folder, tensors, config)
     return tensors

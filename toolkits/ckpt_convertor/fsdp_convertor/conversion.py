@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from rlinf_vlm.checkpoints import MARK
 from rlinf_vlm.models.families import check_family, family_for, resolve_family
 from rlinf_vlm.models.folder import read_model_folder
 from rlinf_vlm.models.loading import empty_model
+from rlinf_vlm.models.lora import ADAPTER_FILE
 from rlinf_vlm.types import UserError
-from toolkits.ckpt_convertor.fsdp_convertor.adapter import ADAPTER_FILE, Adapter, MergedSource, write_adapter
+from toolkits.ckpt_convertor.fsdp_convertor.adapter import Adapter, MergedSource, write_adapter
 from toolkits.ckpt_convertor.fsdp_convertor.locate import Found, open_weights_of
 from toolkits.ckpt_convertor.fsdp_convertor.matching import Plan, match
 from toolkits.ckpt_convertor.fsdp_convertor.naming import Naming, Unit
@@ -82,9 +84,18 @@ def convert(settings: Settings, tell: Callable[[str], None]) -> Report:
             tell(f"note: the adapter says it was trained on {trained_on}; it is used with {base.path}")
     dtype: torch.dtype | None = getattr(torch, convertor.torch_dtype) if convertor.torch_dtype else None
     save_path = Path(convertor.save_path).resolve()
+    _check_place(save_path, base.path.resolve())
     if found.adapter is not None and not convertor.merge_lora_weights:
         return _convert_adapter(settings, base, replace(found.adapter, dtype=dtype), save_path)
     return _convert_whole(settings, base, found, dtype, save_path, tell)
+
+
+def _check_place(save_path: Path, base: Path) -> None:
+    """UserError for a place inside the base (later conversions would copy it) or a checkpoint (removed with it)."""
+    for folder in save_path.parents:
+        if folder == base or (folder / MARK).is_file():
+            what = "model.model_path" if folder == base else "a checkpoint, which runner.keep_last may remove"
+            raise UserError(f"convertor.save_path={str(save_path)!r} is inside {what} ({folder}); name another folder")
 
 
 def open_base(model: BaseModelConfig) -> Base:

@@ -29,6 +29,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # run as a script: on the path is this file's folder instead of the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
 from examples.train_vlm import DISK_TROUBLE, Terminated, compose_config
 from rlinf_vlm.config.load import load_block
 from rlinf_vlm.types import UserError

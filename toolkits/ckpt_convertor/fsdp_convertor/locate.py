@@ -25,8 +25,9 @@ from rlinf_vlm.checkpoints import (
     open_checkpoint,
     state_file,
 )
+from rlinf_vlm.models.lora import ADAPTER_FILE
 from rlinf_vlm.types import UserError
-from toolkits.ckpt_convertor.fsdp_convertor.adapter import ADAPTER_FILE, LORA_KEY, Adapter, read_adapter
+from toolkits.ckpt_convertor.fsdp_convertor.adapter import LORA_KEY, Adapter, read_adapter
 from toolkits.ckpt_convertor.fsdp_convertor.tensors import SafetensorsFiles, ShardedFolder, TensorSource, TorchFile
 
 KEY = "convertor.ckpt_path"
@@ -50,7 +51,7 @@ class Found:
 
 def open_weights_of(ckpt_path: str) -> Found:
     """Reads headers only. Raises UserError when there are no finished weights at ``ckpt_path``."""
-    path = Path(ckpt_path)
+    path = Path(ckpt_path).resolve()  # the folder that one stands in, as ".", and links have no name to judge by
     if not path.exists():
         raise UserError(f"{KEY}={ckpt_path!r}: no such file or folder; give {WHAT}")
     step_folder = _step_folder(path)
@@ -77,12 +78,11 @@ def open_weights_of(ckpt_path: str) -> Found:
 
 def _step_folder(path: Path) -> Path | None:
     """The checkpoint folder that ``path`` is or lies in."""
-    absolute = path.absolute()
-    return next((folder for folder in (absolute, *absolute.parents) if is_checkpoint_name(folder.name)), None)
+    return next((folder for folder in (path, *path.parents) if is_checkpoint_name(folder.name)), None)
 
 
 def _check_finished(path: Path, step_folder: Path | None) -> None:
-    for folder in (path.absolute(), *path.absolute().parents):
+    for folder in (path, *path.parents):
         if re.match(rf"\.?global_step_\d+.*{re.escape(PARTIAL)}", folder.name):
             raise UserError(
                 f"{KEY}={str(path)!r}: {folder.name} was not finished being written; give another checkpoint"
@@ -94,7 +94,7 @@ def _check_finished(path: Path, step_folder: Path | None) -> None:
             open_checkpoint(step_folder)
         except UserError as error:
             raise UserError(f"{KEY}={str(path)!r}: {error}") from error
-    elif path.absolute() in (step_folder, step_folder / "actor") or state_file(step_folder).exists():
+    elif path in (step_folder, step_folder / "actor") or state_file(step_folder).exists():
         raise UserError(
             f"{KEY}={str(path)!r}: {step_folder} has no {MARK} file, so it was not finished being written; give "
             "another checkpoint (or, if another program wrote it, its full_weights.pt or dcp_checkpoint itself)"
@@ -104,7 +104,7 @@ def _check_finished(path: Path, step_folder: Path | None) -> None:
 def _place(path: Path) -> Path:
     """The file or folder that holds the weights."""
     if path.is_file():
-        return path
+        return path.parent if path.name == ADAPTER_FILE else path
     if (path / ".metadata").is_file() or (path / "adapter_config.json").is_file():
         return path
     if any(path.glob("*.distcp")):
