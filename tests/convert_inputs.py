@@ -208,8 +208,6 @@ def _config(family: str, tokenizer: Any, tied: bool) -> Any:
     config = tiny_config(family, tied=tied)
     ids = tokenizer.get_vocab()
     config.text_config.vocab_size = len(tokenizer)
-    if family == "qwen3_vl_moe":
-        config.text_config.moe_intermediate_size = 24  # with 16, gate_up_proj is square and its layout not to be seen
     for name, token in {
         "image_token_id": "<|image_pad|>",
         "image_token_index": "<|image_pad|>",

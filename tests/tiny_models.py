@@ -111,9 +111,10 @@ def _qwen3(tied: bool) -> Any:
 def _qwen3_moe(tied: bool) -> Any:
     from transformers import Qwen3VLMoeConfig
 
+    # With an expert width of 16, gate_up_proj would be square and a wrong layout not be seen.
     text = _text(
         head_dim=8, rope_parameters=_rope(interleaved=True), num_experts=4, num_experts_per_tok=2,
-        moe_intermediate_size=16, decoder_sparse_step=1, mlp_only_layers=[],
+        moe_intermediate_size=24, decoder_sparse_step=1, mlp_only_layers=[],
     )  # fmt: skip
     return Qwen3VLMoeConfig(text_config=text, vision_config=_qwen3_vision(), tie_word_embeddings=tied, **_TOKENS)
 

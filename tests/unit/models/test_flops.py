@@ -69,8 +69,8 @@ def test_shape_of_a_dense_model_by_hand() -> None:
 
 def test_shape_counts_active_experts_and_deepstack() -> None:
     shape = model_shape(tiny_config("qwen3_vl_moe"))
-    # two of four experts of width 16, and the router
-    assert shape.language_weights == 2 * (2048 + 1024 + 3 * 32 * 2 * 16 + 32 * 4)
+    # two of four experts of width 24, and the router
+    assert shape.language_weights == 2 * (2048 + 1024 + 3 * 32 * 2 * 24 + 32 * 4)
     assert shape.merger_weights == 3 * (128 * 128 + 128 * 32) / 4
     assert shape.window_width == 0 and shape.full_width == 64
 
