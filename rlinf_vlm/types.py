@@ -128,8 +128,12 @@ class MicroBatch:
     position_ids [3, T] int64; cu_seqlens [S + 1] int32;
     image_positions [I] int64: where the image tokens stand in T;
     image_feature_index [I] int64: which row of the concatenated features of the U distinct images goes there;
-    image_inputs: the vision tower's inputs, concatenated over the U distinct images (empty when there is none);
-    max_seqlen: longest sample; num_images: U.
+    image_inputs: the vision tower's inputs, concatenated over the U distinct images (empty when there is none).
+
+    What the host must know of it, as plain numbers, so that nothing is read back from a device:
+    lengths: tokens of each of the S samples; num_supervised: N; num_images: U;
+    num_features: features that the U images give; image_grids: (frames, rows, columns) in patches of each of the U
+    images, empty for towers that are told no grids (image_grid_thw).
     """
 
     input_ids: torch.Tensor
@@ -139,9 +143,11 @@ class MicroBatch:
     image_positions: torch.Tensor
     image_feature_index: torch.Tensor
     image_inputs: Mapping[str, torch.Tensor]
-    max_seqlen: int
-    num_images: int
+    lengths: tuple[int, ...]
     num_supervised: int
+    num_images: int
+    num_features: int
+    image_grids: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,9 +111,11 @@ def pack(rows: Sequence[Row], *, family: str, share: bool = True, one_dimensiona
         image_positions=torch.cat(places),
         image_feature_index=torch.tensor(features, dtype=torch.int64),
         image_inputs=image_inputs(distinct),
-        max_seqlen=max(lengths),
-        num_images=len(distinct),
+        lengths=tuple(lengths),
         num_supervised=int((labels != IGNORE_INDEX).sum()),
+        num_images=len(distinct),
+        num_features=num_features,
+        image_grids=tuple(image.grid for image in distinct if image.grid is not None),
     )
 
 

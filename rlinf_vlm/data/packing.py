@@ -7,6 +7,7 @@ optimizer step, and attention never crosses from one sample to the next (``cu_se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -53,18 +54,52 @@ def collate(samples: Sequence[Sample], image_token_id: int) -> MicroBatch:
     feature_index = _feature_index(uses, unique)
     if len(feature_index) != len(image_positions):
         raise RowError(f"{len(image_positions)} image tokens stand for {len(feature_index)} image features")
-    return MicroBatch(
+    image_inputs = _concatenate(unique)
+    grids = image_inputs.get("image_grid_thw")
+    batch = MicroBatch(
         input_ids=input_ids,
         labels=labels,
         position_ids=torch.cat([sample.position_ids for sample in samples], dim=1),
         cu_seqlens=cu_seqlens,
         image_positions=image_positions,
         image_feature_index=feature_index,
-        image_inputs=_concatenate(unique),
-        max_seqlen=int(lengths.max()),
-        num_images=len(unique),
+        image_inputs=image_inputs,
+        lengths=tuple(lengths.tolist()),
         num_supervised=int((labels != IGNORE_INDEX).sum()),
+        num_images=len(unique),
+        num_features=sum(image.num_features for image in unique),
+        image_grids=() if grids is None else tuple((t, h, w) for t, h, w in grids.tolist()),
     )
+    check_micro_batch(batch, image_token_id)
+    return batch
+
+
+def check_micro_batch(batch: MicroBatch, image_token_id: int) -> None:
+    """ValueError unless the plain numbers of ``batch``, whose tensors are on the host, say what its tensors hold.
+
+    Once here, in the loading process: the model would have to wait for the device to look.
+    """
+    labels = int((batch.labels != IGNORE_INDEX).sum())
+    at_start = int((batch.labels[batch.cu_seqlens[:-1].long()] != IGNORE_INDEX).sum())
+    if labels != batch.num_supervised or at_start:
+        raise ValueError(
+            f"micro-batch announces {batch.num_supervised} supervised tokens, but has {labels}, {at_start} of them "
+            "at a sample's start"
+        )
+    if batch.cu_seqlens.tolist() != [0, *accumulate(batch.lengths)] or sum(batch.lengths) != len(batch.input_ids):
+        raise ValueError(
+            f"lengths {batch.lengths} do not fit cu_seqlens {batch.cu_seqlens.tolist()} "
+            f"and {len(batch.input_ids)} tokens"
+        )
+    image_tokens = int((batch.input_ids == image_token_id).sum())
+    if image_tokens != batch.image_positions.numel() or image_tokens != batch.image_feature_index.numel():
+        raise ValueError(
+            f"{image_tokens} image tokens, but {batch.image_positions.numel()} image positions and "
+            f"{batch.image_feature_index.numel()} image features"
+        )
+    used = int(batch.image_feature_index.max()) + 1 if image_tokens else 0
+    if used != batch.num_features:
+        raise ValueError(f"images give {batch.num_features} features, but image tokens use {used}")
 
 
 def empty_micro_batch() -> MicroBatch:
@@ -77,9 +112,10 @@ def empty_micro_batch() -> MicroBatch:
         image_positions=torch.zeros(0, dtype=torch.int64),
         image_feature_index=torch.zeros(0, dtype=torch.int64),
         image_inputs={},
-        max_seqlen=2,
-        num_images=0,
+        lengths=(2,),
         num_supervised=0,
+        num_images=0,
+        num_features=0,
     )
 
 

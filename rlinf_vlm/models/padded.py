@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlinf_vlm.models.policy import check_features, place_features, read_host_facts
+from rlinf_vlm.models.policy import check_features, place_features
 from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.types import MicroBatch, UserError
 
@@ -41,14 +41,13 @@ class PaddedBackbone:
                 f"{type(hf).__name__} attends to image tokens in both directions (token_type_ids); the generic "
                 "model_type does not"
             )
-        self._image_token_id = int(_first(hf.config, "image_token_id", "image_token_index"))
+        _first(hf.config, "image_token_id", "image_token_index")
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
         """See ``Backbone``."""
-        facts = read_host_facts(batch, self._image_token_id)
-        rows, columns = len(facts.lengths), max(facts.lengths)
+        rows, columns = len(batch.lengths), max(batch.lengths)
         device = batch.input_ids.device
-        lengths = torch.tensor(facts.lengths)
+        lengths = torch.tensor(batch.lengths)
         mask = copy_to(torch.arange(columns)[None, :] < lengths[:, None], device)
         # Where a token of the packed row stands in the flattened padded rows.
         starts = torch.repeat_interleave(torch.arange(rows) * columns - (torch.cumsum(lengths, 0) - lengths), lengths)
@@ -58,7 +57,7 @@ class PaddedBackbone:
         features = self._image_features(batch)
         if features is not None:
             if batch.num_images:
-                check_features(features.shape[0], facts)
+                check_features(features.shape[0], batch)
             positions = places.index_select(0, batch.image_positions)
             embeddings = place_features(embeddings, features, batch, positions)
         output = self._base(

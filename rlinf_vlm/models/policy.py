@@ -10,9 +10,6 @@ Not here: losses, optimizers, sharding, building (loading.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -20,20 +17,11 @@ from torch import nn
 
 from rlinf_vlm.models.families import FamilySpec
 from rlinf_vlm.models.token_scores import CHUNK, score_labels
-from rlinf_vlm.types import IGNORE_INDEX, MicroBatch, TokenScores, UserError
+from rlinf_vlm.types import MicroBatch, TokenScores, UserError
 
 _PREFIX = "hf."
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "base_layer.")
 """Pieces that compilation, recomputation and adapters put into names."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
-    """What the host must know of a micro-batch: segment lengths, and the grids of its images (empty without)."""
-
-    lengths: tuple[int, ...]
-    grids: tuple[tuple[int, int, int], ...]
-    num_used_features: int
 
 
 class Backbone(Protocol):
@@ -116,47 +104,10 @@ def check_head(hf: Any) -> None:
                 raise UserError(f"{type(hf).__name__} changes its logits ({key}: {value}); not supported")
 
 
-def read_host_facts(batch: MicroBatch, image_token_id: int) -> HostFacts:
-    """Reads what the host needs off the device, in one transfer, and checks the batch.
-
-    ValueError for labels that are not as many as announced or stand at a sample's start, and for image tokens that are
-    not as many as image_positions.
-    """
-    grid = batch.image_inputs.get("image_grid_thw")
-    counts = torch.stack(
-        [
-            (batch.labels != IGNORE_INDEX).sum(),
-            (batch.labels.index_select(0, batch.cu_seqlens[:-1]) != IGNORE_INDEX).sum(),
-            (batch.input_ids == image_token_id).sum(),
-            batch.image_feature_index.max() + 1 if batch.image_feature_index.numel() else batch.labels.new_zeros(()),
-        ]
-    )
-    tensors = [counts, batch.cu_seqlens] + ([grid.flatten()] if grid is not None else [])
-    (labels, at_start, image_tokens, used), cu_seqlens, *rest = _read(tensors)
-    if labels != batch.num_supervised or at_start:
-        raise ValueError(
-            f"micro-batch announces {batch.num_supervised} supervised tokens, but has {labels}, {at_start} of them "
-            "at a sample's start"
-        )
-    if image_tokens != batch.image_positions.numel() or image_tokens != batch.image_feature_index.numel():
-        raise ValueError(
-            f"{image_tokens} image tokens, but {batch.image_positions.numel()} image positions and "
-            f"{batch.image_feature_index.numel()} image features"
-        )
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != batch.input_ids.shape[0]:
-        raise ValueError(f"cu_seqlens spans {cu_seqlens[0]} to {cu_seqlens[-1]}, but {batch.input_ids.shape[0]} tokens")
-    flat = rest[0] if rest else []
-    return HostFacts(
-        lengths=tuple(end - start for start, end in pairwise(cu_seqlens)),
-        grids=tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)),
-        num_used_features=used,
-    )
-
-
-def check_features(num_features: int, facts: HostFacts) -> None:
-    """ValueError when the images do not give as many features as the image tokens name."""
-    if facts.num_used_features != num_features:
-        raise ValueError(f"images give {num_features} features, but image tokens use {facts.num_used_features}")
+def check_features(num_features: int, batch: MicroBatch) -> None:
+    """ValueError when the images do not give as many features as the micro-batch announces."""
+    if batch.num_features != num_features:
+        raise ValueError(f"images give {num_features} features, but the micro-batch announces {batch.num_features}")
 
 
 def place_features(
@@ -168,13 +119,3 @@ def place_features(
     """
     chosen = features.index_select(0, batch.image_feature_index).to(embeddings.dtype)
     return embeddings.index_copy(0, batch.image_positions if positions is None else positions, chosen)
-
-
-def _read(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """The integers of 1-D tensors, in one transfer from the device."""
-    values = torch.cat([tensor.to(torch.int64) for tensor in tensors]).tolist()
-    out, at = [], 0
-    for tensor in tensors:
-        out.append(values[at : at + tensor.shape[0]])
-        at += tensor.shape[0]
-    return out

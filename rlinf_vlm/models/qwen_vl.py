@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlinf_vlm.models.attention import hf_name, register_attention
-from rlinf_vlm.models.policy import HostFacts, check_features, place_features, read_host_facts
+from rlinf_vlm.models.policy import check_features, place_features
 from rlinf_vlm.models.segments import SegmentBook, build_segments
 from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.models.vision_tables import VisionGeometry, VisionPlanner
@@ -49,7 +49,6 @@ class QwenBackbone:
         register_attention()
         self._visual = hf.model.visual
         self._language = hf.model.language_model
-        self._image_token_id = int(hf.config.image_token_id)
         self._grouped = attention == "sdpa"
         name = hf_name(attention)
         # Set after construction: at construction, transformers would look the name up among downloadable kernels.
@@ -72,11 +71,10 @@ class QwenBackbone:
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
         """See ``Backbone``."""
-        facts = read_host_facts(batch, self._image_token_id)
-        features, deepstack = self._image_features(batch, facts)
+        features, deepstack = self._image_features(batch)
         embeddings = place_features(self._language.embed_tokens(batch.input_ids), features, batch)
         segments = build_segments(
-            facts.lengths,
+            batch.lengths,
             device=batch.input_ids.device,
             causal=True,
             grouped=self._grouped,
@@ -105,9 +103,9 @@ class QwenBackbone:
         """See ``Backbone``."""
         return list(self._visual.blocks), list(self._language.layers)
 
-    def _image_features(self, batch: MicroBatch, facts: HostFacts) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _image_features(self, batch: MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Features [F, H] of the distinct images, and the deepstack features, [F, H] a layer."""
-        grids = facts.grids
+        grids = batch.image_grids
         if len(grids) != batch.num_images:
             raise ValueError(f"micro-batch announces {batch.num_images} images, but has {len(grids)} grids")
         device = batch.input_ids.device
@@ -123,8 +121,8 @@ class QwenBackbone:
             pixels = torch.zeros(merge * merge, width, device=device)
             thw = copy_to(torch.tensor(grids), device)
         inputs = self._planner.plan(grids, device)
-        if facts.grids:
-            check_features(inputs.num_features, facts)
+        if batch.image_grids:
+            check_features(inputs.num_features, batch)
         trained = any(parameter.requires_grad for parameter in self._visual.parameters())
         with nullcontext() if trained else torch.no_grad():
             output = self._visual(pixels, grid_thw=thw, **inputs.kwargs)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from rlinf_vlm.data.packing import collate, empty_micro_batch, pack_first_fit, split_by_count
+from rlinf_vlm.data.packing import check_micro_batch, collate, empty_micro_batch, pack_first_fit, split_by_count
 from rlinf_vlm.types import IGNORE_INDEX, RowError
+from tests.packing_by_hand import mixed_rows, pack
+from tests.tiny_models import IMAGE
 from tests.unit.data.builders import image, sample
 
 PAD = 7
@@ -56,7 +60,7 @@ def test_collate_by_hand():
     assert batch.image_feature_index.tolist() == [0, 1, 2, 0, 1, 2]
     assert batch.image_inputs["pixel_values"][:, 0].tolist() == [1.0] * 8 + [2.0] * 4
     assert batch.image_inputs["image_grid_thw"].tolist() == [[1, 2, 4], [1, 2, 2]]
-    assert (batch.max_seqlen, batch.num_supervised) == (4, 4)
+    assert (batch.lengths, batch.num_supervised) == ((4, 3, 2, 4), 4)
 
 
 def test_image_tokens_have_to_equal_features():
@@ -76,3 +80,24 @@ def test_tensors_that_do_not_fit_together():
 def test_the_empty_micro_batch_teaches_nothing():
     batch = empty_micro_batch()
     assert batch.num_supervised == 0 and (batch.labels == IGNORE_INDEX).all() and batch.num_images == 0
+
+
+def test_micro_batches_that_contradict_themselves_are_refused():
+    batch = pack(mixed_rows("qwen2.5_vl"), family="qwen2.5_vl")
+    check_micro_batch(batch, IMAGE)
+    with pytest.raises(ValueError, match="announces 14 supervised tokens, but has 15"):
+        check_micro_batch(replace(batch, num_supervised=14), IMAGE)
+    fewer = replace(
+        batch, image_positions=batch.image_positions[:-1], image_feature_index=batch.image_feature_index[:-1]
+    )
+    with pytest.raises(ValueError, match="20 image tokens, but 19 image positions"):
+        check_micro_batch(fewer, IMAGE)
+    with pytest.raises(ValueError, match="images give 17 features, but image tokens use 16"):
+        check_micro_batch(replace(batch, image_feature_index=batch.image_feature_index.clamp(max=15)), IMAGE)
+    labels = batch.labels.clone()
+    labels[9] = 5
+    with pytest.raises(ValueError, match="1 of them at a sample's start"):
+        check_micro_batch(replace(batch, labels=labels, num_supervised=16), IMAGE)
+    with pytest.raises(ValueError, match="do not fit cu_seqlens"):
+        check_micro_batch(replace(batch, lengths=(*batch.lengths[:-1], 1)), IMAGE)
+    check_micro_batch(empty_micro_batch(), IMAGE)
