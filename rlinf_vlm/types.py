@@ -11,7 +11,7 @@ micro-batch, U distinct images of a micro-batch, I image tokens of a micro-batch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -148,6 +148,19 @@ class MicroBatch:
     num_images: int
     num_features: int
     image_grids: tuple[tuple[int, int, int], ...] = ()
+
+    def pin_memory(self) -> MicroBatch:
+        """The same in page-locked memory, from which a copy to a GPU does not wait."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            labels=self.labels.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            cu_seqlens=self.cu_seqlens.pin_memory(),
+            image_positions=self.image_positions.pin_memory(),
+            image_feature_index=self.image_feature_index.pin_memory(),
+            image_inputs={name: tensor.pin_memory() for name, tensor in self.image_inputs.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ def write_base(
     """
     from transformers import AutoModelForImageTextToText
 
-    processor = _processor(family)
+    processor = tiny_processor(family)
     config = _config(family, processor.tokenizer, tied)
     if text_config is not None:
         config.text_config = text_config(config.text_config)
@@ -108,6 +108,33 @@ def write_weights(folder: Path, tensors: Mapping[str, torch.Tensor], shards: int
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def moe_text(text: Any) -> Any:
+    """A language model with the vocabulary of ``text`` and experts, which transformers joins when it loads them."""
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(
+        vocab_size=text.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=24, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def one_by_one(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters of a model with ``moe_text``, the experts as a folder stores them: each its own tensors."""
+    made: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        path, _, kind = name.rpartition(".experts.")
+        for expert in range(4) if path else ():
+            if kind == "gate_up_proj":
+                made[f"{path}.experts.{expert}.gate_proj.weight"] = tensor[expert, :24].clone()
+                made[f"{path}.experts.{expert}.up_proj.weight"] = tensor[expert, 24:].clone()
+            else:
+                made[f"{path}.experts.{expert}.down_proj.weight"] = tensor[expert].clone()
+        if not path:
+            made[name] = tensor
+    return made
 
 
 def trained(weights: Mapping[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
@@ -220,7 +247,7 @@ def _config(family: str, tokenizer: Any, tied: bool) -> Any:
     return config
 
 
-def _processor(family: str) -> Any:
+def tiny_processor(family: str) -> Any:
     import transformers
 
     from toolkits.data.demo_model import CHAT_TEMPLATE, build_tokenizer

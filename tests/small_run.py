@@ -16,8 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from rlinf_vlm.config.resolve import resolve_batching, resolve_schedule, shard_size
+from rlinf_vlm.config.resolve import resolve_schedule, shard_size
 from rlinf_vlm.config.schema import Config
+from rlinf_vlm.models.families import resolve_family
+from rlinf_vlm.models.folder import read_model_folder
+from rlinf_vlm.runners.preflight import plan_batching, plan_passes, rank_memory
 from rlinf_vlm.types import RankContext
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
@@ -165,7 +168,12 @@ def _rank(rank: int, world_size: int, port: int, config: Config, task: Task, que
     )
     try:
         shard = shard_size(config.actor, world_size, world_size)
-        actor = ActorWorker(context, config, resolve_batching(config.actor, world_size), shard)
+        family = resolve_family(config.actor.model.model_type)
+        batching, _ = plan_batching(config, family, world_size)
+        folder = read_model_folder(config.actor.model.model_path)
+        memory = rank_memory(on_gpu=False, ranks_on_node=world_size)
+        passes = plan_passes(config, family, folder, batching, shard, folder.parameters, on_gpu=False, memory=memory)
+        actor = ActorWorker(context, config, batching, shard, passes)
         value = task(actor, config)
         actor.close()
         queue.put((rank, None, value))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from rlinf_vlm.config.base import Block
 
 Precision = Literal["fp32", "bf16"]
+Switch = Literal["auto"] | bool
+"""auto: the plan decides, and says why (runner.dry_run=true shows it)."""
 PARTS = ("language_model", "vision_tower", "merger")
 """Parts of a model, as actor.model.freeze and actor.model.lora_target name them."""
 
@@ -151,18 +153,46 @@ class FSDPConfig(Block):
 
     strategy: Literal["fsdp", "fsdp2"] = "fsdp2"
     """Both names stand for FSDP2; fsdp is accepted for RLinf's configs."""
-    sharding_strategy: Literal["full_shard", "shard_grad_op", "no_shard", "hybrid_shard"] = "full_shard"
+    sharding_strategy: Literal["auto", "full_shard", "shard_grad_op", "no_shard", "hybrid_shard"] = "auto"
     """full_shard: parameters, gradients and optimizer state sharded, gathered layer by layer (ZeRO-3). shard_grad_op:
-    parameters stay gathered from forward to backward (ZeRO-2). no_shard: every rank holds all (DDP). hybrid_shard:
-    sharded inside a group of hybrid_shard_size ranks, replicated between groups."""
+    parameters stay gathered through all micro-batches of a step (ZeRO-2). no_shard: every rank holds all (DDP).
+    hybrid_shard: sharded inside a group of hybrid_shard_size ranks, replicated between groups. auto: shard_grad_op
+    where the estimated memory allows it, else full_shard."""
     hybrid_shard_size: int | None = Field(default=None, ge=1)
     """Ranks that share one copy under hybrid_shard; null takes the ranks of one node."""
     use_orig_params: bool = False
     """Read for RLinf's configs: FSDP2 always keeps the original parameters."""
-    gradient_checkpointing: bool = False
-    """Recompute activations of each layer in backward: less memory, about a third more computing."""
+    gradient_checkpointing: Switch | Annotated[float, Field(ge=0, le=1)] = "auto"
+    """Recompute activations in backward: less memory, about a third more computing for the layers that do. true: all
+    layers; a number: that part of the layers of each tower; auto: as few as the estimated memory needs, mostly none."""
+    accumulate_unsharded: Switch = "auto"
+    """Keep the gradients of all parameters on each rank until a step's last micro-batch and reduce them once. false:
+    reduce after each micro-batch and keep a shard only: less memory, more communication. auto: where it fits."""
     mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
     """Dtypes of computing and reduction."""
+
+
+class PassesConfig(Block):
+    """How forward and backward are computed. None of it changes what is computed: each is exact up to rounding."""
+
+    linear_patch_embed: Switch = "auto"
+    """Patch embedding as a matrix product instead of transformers' Conv3d, whose stride is its kernel."""
+    compile: Switch = "auto"
+    """Compile decoder layers and vision blocks (torch.compile), one graph for all of a kind, whatever the number of
+    tokens. auto: on a GPU in training; needs a Qwen-VL family."""
+    pad_vision_mlp: Switch = "auto"
+    """Compute the vision tower's MLP with its inner width padded by zeros to a multiple of 64 where it is no multiple
+    of 8, as tensor cores want (Qwen2.5-VL: 3,420 as 3,456). Weights, gradients and checkpoints keep their width."""
+    chunked_loss: Switch = "auto"
+    """Logits of supervised positions only, some thousand at a time. false: of all positions at once, in float32."""
+    share_images: Switch = "auto"
+    """Run an image that several rows of a micro-batch show through the vision tower once."""
+    frozen_vision_no_grad: Switch = "auto"
+    """Run a vision tower that is frozen altogether without recording anything for backward."""
+    grouped_experts: Switch = "auto"
+    """Experts of a mixture as grouped matrix products instead of a loop over experts (Qwen3-VL-MoE)."""
+    fused_optimizer: Switch = "auto"
+    """AdamW as one kernel over all parameters instead of some operations a parameter group."""
 
 
 class ActorConfig(Block):
@@ -172,17 +202,22 @@ class ActorConfig(Block):
     """Name of the worker group in logs."""
     training_backend: Literal["fsdp", "fsdp2"] = "fsdp"
     """Both names stand for FSDP2, the only backend."""
-    micro_batch_size: int = Field(default=4, ge=1)
-    """Samples of one rank in one forward and backward pass, when packing is false."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Samples of one rank in one forward and backward pass, when not packing; null takes 4."""
     eval_batch_size: int = Field(default=4, ge=1)
     """Rows of one rank in one forward pass of evaluation."""
     global_batch_size: int = Field(default=256, ge=1)
     """Samples of one optimizer step over all ranks. Must be a multiple of ranks (and of ranks * micro_batch_size when
-    packing is false)."""
-    packing: bool = False
-    """Fill micro-batches up to max_tokens_per_micro_batch instead of counting samples. Neither way pads."""
+    not packing)."""
+    packing: Switch = "auto"
+    """Fill micro-batches up to max_tokens_per_micro_batch instead of counting samples. Neither way pads. auto: for the
+    Qwen-VL families, unless micro_batch_size is given."""
     max_tokens_per_micro_batch: int = Field(default=8192, ge=16)
-    """Token budget of one forward and backward pass, image tokens included, when packing is true."""
+    """Token budget of one forward and backward pass, image tokens included, when packing."""
+    balance_tokens: Switch = "auto"
+    """Divide a step's rows among the ranks by what they cost, not by count: tokens, and what the vision tower costs of
+    image tokens. Each rank then measures all rows of the step, by text and image headers. Needs packing. auto: when
+    packing on several ranks."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seeds Python, NumPy, torch and the order of the data."""
     deterministic: bool = False
@@ -194,6 +229,8 @@ class ActorConfig(Block):
     """The optimizer."""
     fsdp_config: FSDPConfig = FSDPConfig()
     """Sharding and precision."""
+    passes: PassesConfig = PassesConfig()
+    """How forward and backward are computed."""
 
     @field_validator("group_name")
     @classmethod

@@ -14,6 +14,8 @@ from rlinf_vlm.config.schema import Config, RunnerConfig
 from rlinf_vlm.types import UserError
 
 BYTES = {"fp32": 4, "bf16": 2}
+MICRO_BATCH_SIZE = 4
+"""What actor.micro_batch_size=null stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,36 +83,36 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on one rank while training, activations left out."""
+    """Bytes on one rank while training."""
 
     weights: int
     gradients: int
     optimizer: int
     gathered: int
     """Parameters gathered for computing, at their largest."""
+    activations: int | None
+    """What backward needs of a micro-batch at its largest; None where nothing bounds its tokens."""
 
     @property
     def total(self) -> int:
-        """Sum of the parts."""
-        return self.weights + self.gradients + self.optimizer + self.gathered
+        """Sum of the parts that are known."""
+        return self.weights + self.gradients + self.optimizer + self.gathered + (self.activations or 0)
 
 
-def resolve_batching(actor: ActorConfig, world_size: int) -> Batching:
+def resolve_batching(actor: ActorConfig, world_size: int, *, packing: bool) -> Batching:
     """Checks that the global batch divides among the ranks and micro-batches."""
-    batch, micro = actor.global_batch_size, actor.micro_batch_size
-    unit = world_size if actor.packing else world_size * micro
+    batch, micro = actor.global_batch_size, actor.micro_batch_size or MICRO_BATCH_SIZE
+    unit = world_size if packing else world_size * micro
     if batch % unit:
-        shown = (
-            f"{world_size} ranks" if actor.packing else f"{world_size} ranks * actor.micro_batch_size={micro} = {unit}"
-        )
+        shown = f"{world_size} ranks" if packing else f"{world_size} ranks * actor.micro_batch_size={micro} = {unit}"
         below, above = batch // unit * unit, (batch // unit + 1) * unit
         remedy = f"{below} or {above}" if below else str(above)
         raise UserError(f"actor.global_batch_size={batch} is no multiple of {shown}; set it to {remedy}")
     return Batching(
         world_size=world_size,
         global_batch_size=batch,
-        micro_batch_size=None if actor.packing else micro,
-        max_tokens=actor.max_tokens_per_micro_batch if actor.packing else None,
+        micro_batch_size=None if packing else micro,
+        max_tokens=actor.max_tokens_per_micro_batch if packing else None,
     )
 
 
@@ -230,24 +232,32 @@ def shard_size(actor: ActorConfig, world_size: int, ranks_per_node: int) -> int:
 
 
 def estimate_memory(
-    actor: ActorConfig, *, parameters: int, trained: int, largest_block: int, shard: int
+    actor: ActorConfig,
+    *,
+    parameters: int,
+    trained: int,
+    largest_block: int,
+    shard: int,
+    reshard: bool,
+    accumulate: bool,
+    activations: int | None = None,
 ) -> MemoryEstimate:
     """Bytes on one rank for ``parameters`` parameters, ``trained`` of them trained, sharded over ``shard`` ranks.
 
     Adam holds two moments in the master precision. Gradients are accumulated unsharded in reduce_dtype between
-    micro-batches (no reduction before the last one), hence the full count of what is trained. Under full_shard and
-    hybrid_shard one block of ``largest_block`` parameters is gathered at a time (two with prefetch), else all.
+    micro-batches (``accumulate``), hence the full count of what is trained; else a shard of them, and two blocks on
+    their way. With ``reshard`` one block of ``largest_block`` parameters is gathered at a time (two with prefetch),
+    else all of them.
     """
     master = BYTES[actor.model.precision]
     compute = BYTES[actor.compute_dtype]
     reduce = BYTES[actor.fsdp_config.mixed_precision.reduce_dtype] if actor.model.precision == "fp32" else master
-    gathered_parameters = parameters
-    if actor.fsdp_config.sharding_strategy in ("full_shard", "hybrid_shard"):
-        gathered_parameters = min(parameters, 2 * largest_block)
     local = math.ceil(parameters / shard)
+    reduced = math.ceil(trained / shard) + min(trained, 2 * largest_block)
     return MemoryEstimate(
         weights=local * master,
-        gradients=trained * reduce,
+        gradients=(trained if accumulate else reduced) * reduce,
         optimizer=2 * math.ceil(trained / shard) * master,
-        gathered=gathered_parameters * compute,
+        gathered=(min(parameters, 2 * largest_block) if reshard else parameters) * compute,
+        activations=activations,
     )

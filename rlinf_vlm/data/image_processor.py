@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlinf_vlm.data.images import blank_image, load_image
+from rlinf_vlm.data.images import blank_image, image_size, load_image
 from rlinf_vlm.types import ProcessedImage, RowError
 
 NOT_IMAGE_TENSORS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"})
@@ -49,6 +49,24 @@ class ImageProcessor:
         processed = self._process(key, image)
         self._keep(processed)
         return processed
+
+    def features(self, ref: Any, base: Path | None) -> int | None:
+        """How many image tokens the image takes in a prompt, from its header; None where the processor cannot tell.
+
+        Raises RowError when the image cannot be read or is refused.
+        """
+        width, height = image_size(ref, base)
+        # What transformers offers to inference engines, which plan before they decode.
+        count = getattr(self.processor, "_get_num_multimodal_tokens", None)
+        if count is None:
+            return None
+        try:
+            (tokens,) = count(image_sizes=[(height, width)])["num_image_tokens"]
+        except ValueError as error:
+            raise RowError(f"the processor refuses the image of {width}x{height} pixels: {error}") from error
+        except (AttributeError, KeyError, TypeError):  # e.g. llava's, of an image processor without a crop size
+            return None
+        return int(tokens)
 
     def _process(self, key: bytes, image: Any) -> ProcessedImage:
         try:

@@ -1,6 +1,7 @@
 """What a row says of an image becomes a PIL image in RGB.
 
     struct {"bytes", "path"} | bytes | path | data URL | array | PIL image -> load_image -> upright 8-bit RGB
+                                                                           -> image_size -> its size, undecoded
 
 Invariants: the result is mode RGB, turned as its EXIF orientation says, with transparency laid on white and 16-bit grey
 scaled to 8 bits; the same reference gives the same pixels. An image that cannot be read raises RowError, whatever the
@@ -23,6 +24,8 @@ from PIL import Image, ImageOps
 from rlinf_vlm.types import RowError
 
 ORIENTATION_TAG = 0x0112
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""Orientations that swap width and height."""
 GREY = (128, 128, 128)
 SHOWN = 120
 """Characters of a reference that an error shows; a reference can be a data URL of megabytes."""
@@ -70,17 +73,35 @@ def load_image(ref: Any, base: Path | None = None) -> Image.Image:
         raise RowError(f"image {_shown(ref)} does not decode: {_text(error)}") from error
 
 
+def image_size(ref: Any, base: Path | None = None) -> tuple[int, int]:
+    """(width, height) of what ``load_image`` gives, from the image's header alone. Raises RowError as it does.
+
+    A PNG whose orientation stands behind its pixels counts as upright: to find it, it would have to be decoded.
+    """
+    image = _open(ref, base, whole=False)
+    try:
+        # Not the reader's own getexif: a PNG's decodes the picture. A TIFF's size is that of the upright image already.
+        turned = image.format != "TIFF" and Image.Image.getexif(image).get(ORIENTATION_TAG, 1) in SIDEWAYS
+        width, height = image.size
+    except DECODE_ERRORS as error:
+        raise RowError(f"image {_shown(ref)} does not decode: {_text(error)}") from error
+    finally:
+        if image is not ref:
+            image.close()
+    return (height, width) if turned else (width, height)
+
+
 def blank_image(size: tuple[int, int]) -> Image.Image:
     """An even grey picture of ``size`` (width, height): takes as many tokens as any of that size, and shows nothing."""
     return Image.new("RGB", size, GREY)
 
 
-def _open(ref: Any, base: Path | None) -> Image.Image:
-    """The image of ``ref``, not yet decoded."""
+def _open(ref: Any, base: Path | None, *, whole: bool = True) -> Image.Image:
+    """The image of ``ref``, not yet decoded; ``whole=False`` reads no more of a file than its header."""
     if isinstance(ref, Image.Image):
         return ref
     if isinstance(ref, Mapping):
-        return _open_struct(ref, base)
+        return _open_struct(ref, base, whole)
     if isinstance(ref, bytes | bytearray | memoryview):
         return _from_bytes(bytes(ref), f"{len(ref)} bytes")
     if isinstance(ref, np.ndarray):
@@ -88,34 +109,40 @@ def _open(ref: Any, base: Path | None) -> Image.Image:
     if isinstance(ref, str) and ref.startswith("data:"):
         return _from_bytes(_data_url(ref), _shown(ref))
     if isinstance(ref, str | Path):
-        return _from_path(str(ref), base)
+        return _from_path(str(ref), base, whole)
     if ref is None:
         raise RowError("an image is null where a list of images was given; leave it out of the list")
     raise RowError(f"an image is a {type(ref).__name__}; expected bytes, a path, a data URL, an array or a PIL image")
 
 
-def _open_struct(ref: Mapping[str, Any], base: Path | None) -> Image.Image:
+def _open_struct(ref: Mapping[str, Any], base: Path | None, whole: bool) -> Image.Image:
     if ref.get("bytes") is not None:
         data = bytes(ref["bytes"])
         return _from_bytes(data, f"{ref.get('path') or ''} ({len(data)} bytes)".strip())
     if ref.get("path"):
-        return _from_path(str(ref["path"]), base)
+        return _from_path(str(ref["path"]), base, whole)
     raise RowError(f"an image struct has neither bytes nor path (its keys: {', '.join(map(str, ref)) or 'none'})")
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:
     if not data:
         raise RowError(f"image {name} does not decode: it is empty")
+    return _opened(BytesIO(data), name, data[:8])
+
+
+def _opened(source: BytesIO | Path, name: str, start: bytes = b"") -> Image.Image:
+    """The image in ``source``; ``start``: its first bytes where they are known."""
     try:
-        return Image.open(BytesIO(data))
+        return Image.open(source)
     except Image.DecompressionBombError as error:
         raise RowError(f"image {name} is too large: {_text(error)}") from error
     except DECODE_ERRORS as error:
         # Pillow's own text shows the address of a buffer, which tells a reader nothing.
-        raise RowError(f"image {name} does not decode: not an image, starts with {data[:8]!r}") from error
+        shown = f", starts with {start!r}" if start else ""
+        raise RowError(f"image {name} does not decode: not an image{shown}") from error
 
 
-def _from_path(text: str, base: Path | None) -> Image.Image:
+def _from_path(text: str, base: Path | None, whole: bool) -> Image.Image:
     if not text:
         raise RowError("an image path is empty; a row without an image has null")
     if text.startswith(("http://", "https://")):
@@ -125,7 +152,7 @@ def _from_path(text: str, base: Path | None) -> Image.Image:
     for place in places:
         try:
             if place.is_file():
-                return _from_bytes(place.read_bytes(), str(place))
+                return _from_bytes(place.read_bytes(), str(place)) if whole else _opened(place, str(place))
         except OSError as error:  # unreadable, or a name longer than the file system takes
             raise RowError(f"image {_shown(text)} cannot be read: {error.strerror}") from error
     raise RowError(f"image file {_shown(text)} does not exist (looked for {' and '.join(_shown(p) for p in places)})")

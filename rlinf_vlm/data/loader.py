@@ -1,59 +1,29 @@
 """Rows are read, rendered and packed ahead of the training, in processes of their own.
 
-    RankSteps (which rows) -> RowReader in a loading process -> StepCollator -> RankStep -> the actor
+    RankSteps (which rows) -> BatchReader in a loading process -> StepCollator -> RankStep -> the actor
 
 A RankStep is all that one rank needs for one optimizer step. A row that cannot be used never raises in a loading
 process: it becomes a line that names file and row, and the actor stops or counts it (``data.on_bad_row``). Which rows
-come next is arithmetic of the step number (``order``), so a run starts anywhere at no cost and there is no loader state
-to keep.
+come next is arithmetic of the step number (``order``) and of the rows themselves (``reading``), so a run starts
+anywhere at no cost and there is no loader state to keep. For a GPU, a thread moves what arrives to page-locked memory,
+ahead of its use.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from rlinf_vlm.data.balance import link, pack_evenly
 from rlinf_vlm.data.order import RankSteps
-from rlinf_vlm.data.packing import collate, empty_micro_batch, pack_first_fit, split_by_count
-from rlinf_vlm.data.rendering import Renderer
+from rlinf_vlm.data.packing import collate, empty_micro_batch, split_by_count
+from rlinf_vlm.data.reading import BadRow, BatchReader, ReadRows
 from rlinf_vlm.types import Conversation, MicroBatch, RowError, Sample
-
-
-class Rows(Protocol):
-    """Random access to the rows of files."""
-
-    def __len__(self) -> int:
-        """Number of rows."""
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """One row, images undecoded."""
-
-    def locate(self, index: int) -> tuple[str, int]:
-        """File and row in that file."""
-
-    def folder_of(self, index: int) -> Path | None:
-        """Folder that relative image paths of the row start from."""
-
-
-class Kind(Protocol):
-    """Reads a row as a conversation."""
-
-    def convert(self, row: Mapping[str, Any]) -> Conversation:
-        """Raises RowError when the row cannot be used."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadRow:
-    """A row that cannot be used: ``FILE row N: reason``."""
-
-    row: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +31,18 @@ class RankStep:
     """One rank's part of one optimizer step.
 
     micro_batches: may be empty; num_samples: rows in them; bad_rows: rows that are left out; failure: set when the
-    rows cannot be put into one batch at all.
+    rows cannot be put into one batch at all; division: as in ``ReadRows``, the same on all ranks.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     num_samples: int
     bad_rows: tuple[BadRow, ...] = ()
     failure: str | None = None
+    division: int = 0
+
+    def pin_memory(self) -> RankStep:
+        """The same in page-locked memory."""
+        return replace(self, micro_batches=tuple(batch.pin_memory() for batch in self.micro_batches))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,73 +55,68 @@ class EvalBatch:
     bad_rows: tuple[BadRow, ...] = ()
     failure: str | None = None
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowReader(Dataset):
-    """Row index -> rendered samples, or BadRow. ``all_choices`` renders every choice of a choice question."""
-
-    rows: Rows
-    kind: Kind
-    renderer: Renderer
-    all_choices: bool = False
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> list[Sample] | BadRow:
-        """The samples of row ``index``: one, or one for each choice."""
-        base = self.rows.folder_of(index)
-        try:
-            conversation = self.kind.convert(self.rows[index])
-            if self.all_choices:
-                return self.renderer.render_choices(conversation, row=index, base=base)
-            return [self.renderer.render(conversation, row=index, base=base)]
-        except RowError as error:
-            file, row = self.rows.locate(index)
-            return BadRow(row=index, reason=f"{file} row {row}: {error}")
-        except Exception as error:
-            error.add_note("while reading {} row {}".format(*self.rows.locate(index)))
-            raise
+    def pin_memory(self) -> EvalBatch:
+        """The same with the micro-batch in page-locked memory."""
+        return replace(self, micro_batch=self.micro_batch.pin_memory())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCollator:
-    """Samples of one rank's step -> RankStep. Exactly one of ``micro_batch_size`` and ``max_tokens`` is set."""
+    """Samples of one rank's step -> RankStep. Exactly one of ``micro_batch_size`` and ``max_tokens`` is set.
+
+    share_images, pixel_dtype: as in ``collate``.
+    """
 
     image_token_id: int
     micro_batch_size: int | None
     max_tokens: int | None
+    share_images: bool = True
+    pixel_dtype: torch.dtype | None = None
 
-    def __call__(self, items: Sequence[list[Sample] | BadRow]) -> RankStep:
+    def __call__(self, rows: ReadRows) -> RankStep:
         """Groups the usable samples into micro-batches."""
-        bad, samples = _split(items)
-        if self.max_tokens is not None:
-            groups = pack_first_fit([len(sample.input_ids) for sample in samples], self.max_tokens)
-        else:
-            assert self.micro_batch_size is not None, "either a token budget or a sample count is given"
-            groups = split_by_count(len(samples), self.micro_batch_size)
+        bad, samples = _split(rows.items)
         try:
-            batches = tuple(collate([samples[index] for index in group], self.image_token_id) for group in groups)
+            batches = tuple(
+                collate(
+                    [samples[index] for index in group],
+                    self.image_token_id,
+                    share_images=self.share_images,
+                    pixel_dtype=self.pixel_dtype,
+                )
+                for group in self._groups(samples, rows.passes)
+            )
         except RowError as error:
-            return RankStep(micro_batches=(), num_samples=0, bad_rows=bad, failure=str(error))
-        return RankStep(micro_batches=batches, num_samples=len(samples), bad_rows=bad)
+            return RankStep(micro_batches=(), num_samples=0, bad_rows=bad, failure=str(error), division=rows.division)
+        return RankStep(micro_batches=batches, num_samples=len(samples), bad_rows=bad, division=rows.division)
+
+    def _groups(self, samples: Sequence[Sample], at_least: int) -> list[list[int]]:
+        """Indices of the samples of each micro-batch; ``at_least``: as in ``pack_evenly``."""
+        if self.max_tokens is None:
+            assert self.micro_batch_size is not None, "either a token budget or a sample count is given"
+            return split_by_count(len(samples), self.micro_batch_size)
+        together = link([image.key for image in sample.images] for sample in samples) if self.share_images else None
+        return pack_evenly([len(sample.input_ids) for sample in samples], self.max_tokens, together, at_least=at_least)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalCollator:
-    """Samples of one evaluation batch -> EvalBatch, one micro-batch."""
+    """Samples of one evaluation batch -> EvalBatch, one micro-batch. share_images, pixel_dtype: as in ``collate``."""
 
     image_token_id: int
+    share_images: bool = True
+    pixel_dtype: torch.dtype | None = None
 
-    def __call__(self, items: Sequence[list[Sample] | BadRow]) -> EvalBatch:
+    def __call__(self, rows: ReadRows) -> EvalBatch:
         """A batch without a usable row still holds an (empty) micro-batch: every rank makes the same passes."""
-        bad, samples = _split(items)
+        bad, samples = _split(rows.items)
         empty = EvalBatch(micro_batch=empty_micro_batch(), samples=(), bad_rows=bad)
         if not samples:
             return empty
         try:
-            micro_batch = collate(samples, self.image_token_id)
+            micro_batch = collate(
+                samples, self.image_token_id, share_images=self.share_images, pixel_dtype=self.pixel_dtype
+            )
         except RowError as error:
             return EvalBatch(micro_batch=empty.micro_batch, samples=(), bad_rows=bad, failure=str(error))
         # The tensors travel in the micro-batch; the samples only say what its segments are.
@@ -155,30 +125,42 @@ class EvalCollator:
         )
 
 
-def train_steps(reader: RowReader, steps: RankSteps, collator: StepCollator, num_workers: int) -> Iterator[RankStep]:
-    """The steps of this rank, in order, loaded ahead by ``num_workers`` processes (0: in this one)."""
-    return _load(reader, steps, collator, num_workers)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """How batches are loaded: by ``num_workers`` processes (0: in this one), into page-locked memory or not."""
+
+    num_workers: int
+    pin_memory: bool = False
+
+
+def train_steps(reader: BatchReader, steps: RankSteps, collator: StepCollator, ahead: Ahead) -> Iterator[RankStep]:
+    """The steps of this rank, in order. Where ``reader`` has a share, ``steps`` are those of all ranks together."""
+    return _load(reader, steps, collator, ahead)
 
 
 def eval_batches(
-    reader: RowReader, rows: range, batch_size: int, num_batches: int, collator: EvalCollator, num_workers: int
+    reader: BatchReader, rows: range, batch_size: int, num_batches: int, collator: EvalCollator, ahead: Ahead
 ) -> Iterator[EvalBatch]:
     """Exactly ``num_batches`` batches that cover ``rows`` in order; those past the end are empty."""
     groups = [list(rows[start * batch_size : (start + 1) * batch_size]) for start in range(num_batches)]
-    return _load(reader, groups, collator, num_workers)
+    return _load(reader, groups, collator, ahead)
 
 
-def _load(reader: RowReader, batches: Any, collator: Any, num_workers: int) -> Iterator[Any]:
+def _load(reader: BatchReader, batches: Iterable[Sequence[int]], collator: Any, ahead: Ahead) -> Iterator[Any]:
+    num_workers = ahead.num_workers
     # Forked: the readers share the memory-mapped rows, and starting them takes no imports. They touch no GPU.
     context = "fork" if num_workers else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores: as asked
         loader = DataLoader(
             reader,
-            batch_sampler=batches,
+            # A batch is one item of the dataset: its rows are known to each other when they are read.
+            sampler=batches,
+            batch_size=None,
             collate_fn=collator,
             num_workers=num_workers,
             multiprocessing_context=context,
+            pin_memory=ahead.pin_memory,
             # Of its own: the loader draws a seed when it starts, which would move the training's random state.
             generator=torch.Generator(),
             # A batch is a whole step of this rank; one ahead for each process is enough, and shared memory is scarce.

@@ -1,15 +1,18 @@
 """Samples become micro-batches: chosen by count or by tokens, concatenated without padding, each image once.
 
 Pure functions. Whatever the grouping, the loss is the same: it is normalised by the supervised tokens of the whole
-optimizer step, and attention never crosses from one sample to the next (``cu_seqlens``).
+optimizer step, and attention never crosses from one sample to the next (``cu_seqlens``). Which samples share a
+micro-batch when tokens are counted: ``balance``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+from torch.utils.data import get_worker_info
 
 from rlinf_vlm.types import IGNORE_INDEX, MicroBatch, ProcessedImage, RowError, Sample
 
@@ -19,29 +22,18 @@ def split_by_count(num_samples: int, size: int) -> list[list[int]]:
     return [list(range(start, min(start + size, num_samples))) for start in range(0, num_samples, size)]
 
 
-def pack_first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in bins of at most ``budget`` tokens, each into the first bin that has room (order kept in a bin).
+def collate(
+    samples: Sequence[Sample],
+    image_token_id: int,
+    *,
+    share_images: bool = True,
+    pixel_dtype: torch.dtype | None = None,
+) -> MicroBatch:
+    """One micro-batch of ``samples``, in order. Raises RowError when an image's tokens and features disagree.
 
-    Neighbours stay together where they can, so that rows with a common image share a bin.
-    Example: lengths 5, 4, 3, 2 with budget 8 give [[0, 2], [1, 3]]. A length above the budget is a ValueError.
+    share_images: an image that is used several times is there once; else once for each use. pixel_dtype: what the
+    images' floating-point tensors are rounded to; None leaves them.
     """
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for index, length in enumerate(lengths):
-        if length > budget:
-            raise ValueError(f"a sample of {length} tokens does not fit in a budget of {budget} tokens")
-        place = next((number for number, free in enumerate(room) if free >= length), None)
-        if place is None:
-            bins.append([])
-            room.append(budget)
-            place = len(bins) - 1
-        bins[place].append(index)
-        room[place] -= length
-    return bins
-
-
-def collate(samples: Sequence[Sample], image_token_id: int) -> MicroBatch:
-    """One micro-batch of ``samples``, in order. Raises RowError when an image's tokens and features disagree."""
     assert samples, "a micro-batch has at least one sample"
     input_ids = torch.cat([sample.input_ids for sample in samples])
     labels = torch.cat([sample.labels for sample in samples])
@@ -49,12 +41,12 @@ def collate(samples: Sequence[Sample], image_token_id: int) -> MicroBatch:
     cu_seqlens = torch.zeros(len(samples) + 1, dtype=torch.int32)
     cu_seqlens[1:] = lengths.cumsum(0)
     uses = [image for sample in samples for image in sample.images]
-    unique = list({image.key: image for image in uses}.values())
+    images = list({image.key: image for image in uses}.values()) if share_images else uses
     image_positions = (input_ids == image_token_id).nonzero().flatten()
-    feature_index = _feature_index(uses, unique)
+    feature_index = _feature_index(uses, images) if share_images else torch.arange(_num_features(images))
     if len(feature_index) != len(image_positions):
         raise RowError(f"{len(image_positions)} image tokens stand for {len(feature_index)} image features")
-    image_inputs = _concatenate(unique)
+    image_inputs = _concatenate(images, pixel_dtype)
     grids = image_inputs.get("image_grid_thw")
     batch = MicroBatch(
         input_ids=input_ids,
@@ -66,8 +58,8 @@ def collate(samples: Sequence[Sample], image_token_id: int) -> MicroBatch:
         image_inputs=image_inputs,
         lengths=tuple(lengths.tolist()),
         num_supervised=int((labels != IGNORE_INDEX).sum()),
-        num_images=len(unique),
-        num_features=sum(image.num_features for image in unique),
+        num_images=len(images),
+        num_features=_num_features(images),
         image_grids=() if grids is None else tuple((t, h, w) for t, h, w in grids.tolist()),
     )
     check_micro_batch(batch, image_token_id)
@@ -130,7 +122,11 @@ def _feature_index(uses: Sequence[ProcessedImage], unique: Sequence[ProcessedIma
     return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
 
 
-def _concatenate(images: Sequence[ProcessedImage]) -> dict[str, torch.Tensor]:
+def _num_features(images: Sequence[ProcessedImage]) -> int:
+    return sum(image.num_features for image in images)
+
+
+def _concatenate(images: Sequence[ProcessedImage], pixel_dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """The images' tensors, each name concatenated along its first dimension."""
     if not images:
         return {}
@@ -141,4 +137,21 @@ def _concatenate(images: Sequence[ProcessedImage]) -> dict[str, torch.Tensor]:
             f"images of one micro-batch have tensors of different shapes ({'; '.join(uneven)}); "
             "give the images one size, or take one sample a pass (actor.micro_batch_size=1, actor.eval_batch_size=1)"
         )
-    return {name: torch.cat([image.tensors[name] for image in images]) for name in images[0].tensors}
+    return {name: _joined([image.tensors[name] for image in images], pixel_dtype) for name in images[0].tensors}
+
+
+def _joined(pieces: Sequence[torch.Tensor], pixel_dtype: torch.dtype | None) -> torch.Tensor:
+    """``torch.cat``, rounded to ``pixel_dtype``, written once: in a loading process, to where it is sent from."""
+    floating = pixel_dtype is not None and pieces[0].is_floating_point()
+    dtype = pixel_dtype if floating and pixel_dtype is not None else pieces[0].dtype
+    shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
+    if get_worker_info() is None:
+        joined = torch.empty(shape, dtype=dtype)
+    else:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+        joined = torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    start = 0
+    for piece in pieces:
+        joined[start : start + len(piece)] = piece
+        start += len(piece)
+    return joined

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from rlinf_vlm.data.image_processor import ImageProcessor
+from rlinf_vlm.data.image_processor import ImageProcessor, image_key
 from rlinf_vlm.types import IGNORE_INDEX, Conversation, ImagePart, Message, ProcessedImage, RowError, Sample, UserError
 
 PositionFn = Callable[[torch.Tensor, Sequence[ProcessedImage]], torch.Tensor]
@@ -51,6 +51,18 @@ class RenderOptions:
     """Put an even grey picture of its size in the place of every image: same tokens and positions, nothing to see."""
     cache_bytes: int = 64 << 20
     """Memory for processed images of recent rows, in each loading process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSize:
+    """What a sample will measure, known without decoding its images.
+
+    tokens: of the sample, image tokens included; images: (key, image tokens) of each; a key of None: not to be told
+    from others without decoding.
+    """
+
+    tokens: int
+    images: tuple[tuple[bytes | None, int], ...]
 
 
 class Renderer:
@@ -85,6 +97,24 @@ class Renderer:
             self._sample(with_answer(conversation, text), images, row=row, choice=index)
             for index, text in enumerate(conversation.choices)
         ]
+
+    def measure(self, conversation: Conversation, *, base: Path | None = None) -> RowSize | None:
+        """The size of what ``render`` gives, without decoding images; None where the processor cannot tell it.
+
+        Raises RowError for most rows that ``render`` refuses, not for all: a picture that ends early has a header.
+        """
+        text, _ = self._with_bos(self._apply(conversation.messages, add_generation_prompt=False), [])
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        self._check_placeholders(ids, conversation.images)
+        images = []
+        for ref in conversation.images:
+            features = self.images.features(ref, base)
+            if features is None:
+                return None
+            images.append((image_key(ref, base), features))
+        tokens = len(ids) + sum(features - 1 for _, features in images)
+        self._check_lengths(0, tokens)
+        return RowSize(tokens=tokens, images=tuple(images))
 
     def check_template(self) -> None:
         """Renders a smallest conversation. Raises UserError when the model's chat template cannot."""
@@ -128,9 +158,12 @@ class Renderer:
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         try:
-            return self._render_template(messages, add_generation_prompt=add_generation_prompt)
+            text = self._render_template(messages, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
             raise RowError(f"the chat template refuses the conversation: {' '.join(str(error).split())}") from error
+        if not _is_unicode(text):
+            raise RowError("the text holds half a character (a lone surrogate), which cannot be encoded")
+        return text
 
     def _render_template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         content = [{"role": message.role, "content": _template_parts(message)} for message in messages]
@@ -146,8 +179,6 @@ class Renderer:
     def _text_and_spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The rendered conversation, and for each assistant turn the characters after its generation prompt."""
         text = self._apply(messages, add_generation_prompt=False)
-        if not _is_unicode(text):
-            raise RowError("the text holds half a character (a lone surrogate), which cannot be encoded")
         spans = []
         for index, message in enumerate(messages):
             if message.role != "assistant":
@@ -161,10 +192,15 @@ class Renderer:
                     "so what the assistant says cannot be told apart from the prompt"
                 )
             spans.append((len(start), len(end)))
-        if self._adds_bos and not text.startswith(self.tokenizer.bos_token):
-            bos = self.tokenizer.bos_token
-            text, spans = bos + text, [(start + len(bos), end + len(bos)) for start, end in spans]
+        text, spans = self._with_bos(text, spans)
         return text, spans[-1:] if self.options.last_turn_only else spans
+
+    def _with_bos(self, text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+        """The text with the first token that the tokenizer would put there, and the spans moved."""
+        bos = self.tokenizer.bos_token
+        if not self._adds_bos or text.startswith(bos):
+            return text, spans
+        return bos + text, [(start + len(bos), end + len(bos)) for start, end in spans]
 
     def _supervised(
         self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], text: str
@@ -187,14 +223,7 @@ class Renderer:
         self, ids: Sequence[int], supervised: Sequence[bool], images: Sequence[ProcessedImage]
     ) -> tuple[list[int], list[int]]:
         """Ids and labels with each image placeholder replaced by its image's tokens."""
-        placeholders = ids.count(self.images.token_id)
-        if placeholders != len(images):
-            raise RowError(
-                f"the rendered text has {placeholders} image placeholders {self.images.token!r} but the row has "
-                f"{len(images)} images"
-            )
-        if self._video_id is not None and self._video_id in ids:
-            raise RowError(f"the text holds the video placeholder {self.processor.video_token!r}; videos are not read")
+        self._check_placeholders(ids, images)
         expanded: list[int] = []
         labels: list[int] = []
         remaining = iter(images)
@@ -207,6 +236,16 @@ class Renderer:
                 expanded.append(token)
                 labels.append(token if own else IGNORE_INDEX)
         return expanded, labels
+
+    def _check_placeholders(self, ids: Sequence[int], images: Sequence[Any]) -> None:
+        placeholders = ids.count(self.images.token_id)
+        if placeholders != len(images):
+            raise RowError(
+                f"the rendered text has {placeholders} image placeholders {self.images.token!r} but the row has "
+                f"{len(images)} images"
+            )
+        if self._video_id is not None and self._video_id in ids:
+            raise RowError(f"the text holds the video placeholder {self.processor.video_token!r}; videos are not read")
 
     def _check_lengths(self, prompt_length: int, length: int) -> None:
         options = self.options

@@ -75,7 +75,8 @@ def register_attention() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     functions: dict[str, Callable[..., Any]] = {
-        "sdpa": packed_sdpa,
+        # Its dense batches have other shapes each time: compiled code goes around it.
+        "sdpa": torch.compiler.disable(packed_sdpa),
         "varlen": partial(packed_varlen, kernel=None),
         "flash_attention_2": packed_flash_attention,
     }

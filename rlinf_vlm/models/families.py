@@ -19,7 +19,8 @@ class FamilySpec:
     name: the name in the config; hf_model_types: accepted ``model_type`` of the checkpoint's config.json, empty = any;
     mrope: positions are 3-D (time, height, width); supports_packing: one row of many samples, else padded rows;
     vision_prefixes, merger_prefixes, language_prefixes: starts of parameter names for freezing, a merger prefix wins
-    over a vision prefix; implementation: ``pkg.module:Class`` of the backbone (see ``policy.Backbone``).
+    over a vision prefix; implementation: ``pkg.module:Class`` of the backbone (see ``policy.Backbone``); rounds_pixels:
+    the vision tower rounds pixels to the dtype of its weights before anything else, so that they may come in it.
 
     Example: ``FamilySpec(name="mine", hf_model_types=("my_vl",), mrope=False, supports_packing=False,
     vision_prefixes=("model.vision_tower.",), merger_prefixes=("model.projector.",),
@@ -34,6 +35,7 @@ class FamilySpec:
     merger_prefixes: tuple[str, ...]
     language_prefixes: tuple[str, ...]
     implementation: str
+    rounds_pixels: bool = False
 
 
 _LANGUAGE = ("model.language_model.", "lm_head.")
@@ -50,6 +52,7 @@ def _qwen(name: str, hf_model_type: str, *, deepstack: bool) -> FamilySpec:
         merger_prefixes=mergers,
         language_prefixes=_LANGUAGE,
         implementation="rlinf_vlm.models.qwen_vl:QwenBackbone",
+        rounds_pixels=True,
     )
 
 

@@ -19,10 +19,13 @@ from torch import nn
 from torch.utils import _pytree
 
 from rlinf_vlm import registry
+from rlinf_vlm.config.passes import PLAIN, ModelPasses
+from rlinf_vlm.models.compiled import compile_function
 from rlinf_vlm.models.families import FamilySpec, check_family
 from rlinf_vlm.models.lora import LoraSettings, add_adapters
 from rlinf_vlm.models.parts import part_of
 from rlinf_vlm.models.policy import VisionLanguageModel
+from rlinf_vlm.models.token_scores import CHUNK, pick_labels
 from rlinf_vlm.types import TokenScores, UserError
 
 _SHOWN = 5
@@ -36,8 +39,8 @@ def build_model(
     attention: str,
     on_meta: bool = False,
     trust_remote_code: bool = False,
-    gradient_checkpointing: bool = False,
     lora: LoraSettings | None = None,
+    passes: ModelPasses = PLAIN,
 ) -> VisionLanguageModel:
     """The policy of the checkpoint in ``model_path``, in training mode.
 
@@ -61,21 +64,25 @@ def build_model(
         hf = load_weights(path, config, dtype=dtype, trust_remote_code=trust_remote_code)
     if lora is not None:
         add_adapters(hf, spec, lora)
-    return wrap_model(hf, spec, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    return wrap_model(hf, spec, attention=attention, passes=passes)
 
 
-def wrap_model(
-    hf: Any, spec: FamilySpec, *, attention: str, gradient_checkpointing: bool = False
-) -> VisionLanguageModel:
+def wrap_model(hf: Any, spec: FamilySpec, *, attention: str, passes: ModelPasses = PLAIN) -> VisionLanguageModel:
     """The policy around a transformers model that exists already; changes that model (see the backbone)."""
     if TokenScores not in _pytree.SUPPORTED_NODES:
         # FSDP2 hooks the backward pass onto the tensors that it finds in the root's output.
         _pytree.register_dataclass(TokenScores)
-    backbone = registry.load_dotted(spec.implementation)(hf, attention)
-    model = VisionLanguageModel(hf, spec, backbone)
+    backbone = registry.load_dotted(spec.implementation)(hf, attention, passes)
+    model = VisionLanguageModel(
+        hf,
+        spec,
+        backbone,
+        chunk=CHUNK if passes.chunked_loss else None,
+        pick=compile_function(pick_labels) if passes.compile else pick_labels,
+    )
     model.train()
-    if gradient_checkpointing:
-        model.set_gradient_checkpointing(True)
+    if passes.checkpointed:
+        model.set_gradient_checkpointing(passes.checkpointed)
     return model
 
 
@@ -161,7 +168,7 @@ def freeze(
     return trained
 
 
-def block_classes(model: VisionLanguageModel) -> list[nn.Module]:
+def blocks_in_order(model: VisionLanguageModel) -> list[nn.Module]:
     """The modules that sharding wraps one by one, in the order in which they run: vision blocks, decoder layers."""
     vision, decoder = model.blocks()
     return [*vision, *decoder]

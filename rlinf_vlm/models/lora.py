@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,20 +69,27 @@ def add_adapters(hf: Any, spec: FamilySpec, settings: LoraSettings) -> None:
     )
     # Freezes what is no adapter. Without memory at first: peft would draw from the process's random state, in fp32.
     inject_adapter_in_model(config, hf, ADAPTER, low_cpu_mem_usage=True)
-    generator = torch.Generator().manual_seed(settings.seed)
-    for layer in chosen:
-        _fill(hf.get_submodule(layer.path), generator)
+    bases = {layer.path: hf.get_submodule(layer.path).base_layer.weight for layer in chosen}
+    if any(base.is_meta for base in bases.values()):
+        for path, base in bases.items():
+            for kind in (_A, _B):
+                hf.get_submodule((path + kind).removesuffix(".weight")).to(base.dtype)
+        return
+    for name, value in first_values(chosen, rank=settings.rank, seed=settings.seed):
+        base = bases[name.rpartition(".lora_")[0]]
+        hf.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(value.to(base))
 
 
-def _fill(layer: Any, generator: torch.Generator) -> None:
-    """peft's own first values, as the weight beside them is stored: A as nn.Linear does it, B zero."""
-    base = layer.base_layer.weight
-    for table in (layer.lora_A, layer.lora_B):
-        shape = table[ADAPTER].weight.shape
-        values = torch.zeros(shape, device=base.device)
-        if table is layer.lora_A and not base.is_meta:
-            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
-        table[ADAPTER].weight = nn.Parameter(values.to(base.dtype))
+def first_values(layers: Iterable[LinearLayer], *, rank: int, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and first value, whole, float32 on the CPU, of each adapter weight of ``layers``, in their order.
+
+    peft's own: A as nn.Linear does it, drawn from ``seed``; B zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        first = torch.empty(rank, layer.inputs)
+        yield layer.path + _A, nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
+        yield layer.path + _B, torch.zeros(layer.outputs, rank)
 
 
 def linear_layers(hf: Any, spec: FamilySpec) -> list[LinearLayer]:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rlinf_vlm.config.passes import ModelPasses
 from rlinf_vlm.models.policy import check_features, place_features
 from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.types import MicroBatch, UserError
@@ -28,8 +29,9 @@ from rlinf_vlm.types import MicroBatch, UserError
 class PaddedBackbone:
     """``Backbone`` of any model with ``model.get_image_features``; keeps the attention that transformers chose."""
 
-    def __init__(self, hf: Any, attention: str) -> None:
+    def __init__(self, hf: Any, attention: str, passes: ModelPasses) -> None:
         self._hf = hf
+        self._no_grad_when_frozen = passes.frozen_vision_no_grad
         self._base = hf.model
         if not hasattr(self._base, "get_image_features"):
             raise UserError(f"{type(hf).__name__} has no get_image_features; the generic model_type cannot run it")
@@ -92,7 +94,7 @@ class PaddedBackbone:
         text: Any = _first_module(self._base, "language_model", "text_model") or tower
         inside = {id(parameter) for parameter in text.parameters()}
         trained = any(p.requires_grad for p in self._base.parameters() if id(p) not in inside)
-        with nullcontext() if trained else torch.no_grad():
+        with torch.no_grad() if self._no_grad_when_frozen and not trained else nullcontext():
             output = self._base.get_image_features(**inputs)
         features = getattr(output, "pooler_output", output)
         if isinstance(features, (list, tuple)):

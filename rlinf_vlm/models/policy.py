@@ -10,13 +10,15 @@ Not here: losses, optimizers, sharding, building (loading.py).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from rlinf_vlm.models.families import FamilySpec
-from rlinf_vlm.models.token_scores import CHUNK, score_labels
+from rlinf_vlm.models.token_scores import CHUNK, pick_labels, score_labels
 from rlinf_vlm.types import MicroBatch, TokenScores, UserError
 
 _PREFIX = "hf."
@@ -25,7 +27,7 @@ _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "base_layer.")
 
 
 class Backbone(Protocol):
-    """What a family implements. Made as ``Backbone(hf_model, attention_name)``."""
+    """What a family implements. Made as ``Backbone(hf_model, attention_name, passes)``, with ``ModelPasses``."""
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
         """The last hidden states [T, H] of a micro-batch, after the final norm."""
@@ -41,11 +43,21 @@ class VisionLanguageModel(nn.Module):
 
     hf: Any
 
-    def __init__(self, hf: nn.Module, spec: FamilySpec, backbone: Backbone, *, chunk: int = CHUNK) -> None:
+    def __init__(
+        self,
+        hf: nn.Module,
+        spec: FamilySpec,
+        backbone: Backbone,
+        *,
+        chunk: int | None = CHUNK,
+        pick: Callable[..., tuple[torch.Tensor, torch.Tensor]] = pick_labels,
+    ) -> None:
+        """chunk, pick: see ``score_labels``."""
         super().__init__()
         self.hf = hf
         self.spec = spec
         self.chunk = chunk
+        self._pick = pick
         self._backbone = backbone
         check_head(hf)
 
@@ -53,7 +65,7 @@ class VisionLanguageModel(nn.Module):
         """Scores of the supervised tokens; all tensors on the model's device. ValueError for an inconsistent batch."""
         hidden = self._backbone.hidden_states(batch)
         head = self.hf.get_output_embeddings()
-        return score_labels(hidden, batch.labels, batch.num_supervised, head, chunk=self.chunk)
+        return score_labels(hidden, batch.labels, batch.num_supervised, head, chunk=self.chunk, pick=self._pick)
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """(vision blocks, decoder layers), each in the order in which they run."""
@@ -84,12 +96,18 @@ class VisionLanguageModel(nn.Module):
                 tied[self.hf_state_name(name)] = other
         return tied
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Whether layers are computed again in the backward pass instead of kept (in training mode only)."""
-        if enabled:
-            self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
+    def set_gradient_checkpointing(self, part: float) -> None:
+        """Which part (0 to 1) of each tower's layers is computed again in backward instead of kept (in training mode).
+
+        The first ones: what they keep is there longest.
+        """
+        if not part:
             self.hf.gradient_checkpointing_disable()
+            return
+        self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for blocks in self.blocks():
+            for block in blocks[math.ceil(part * len(blocks)) :]:
+                block.gradient_checkpointing = False  # type: ignore[assignment]
 
 
 def check_head(hf: Any) -> None:

@@ -17,12 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlinf_vlm.config.passes import ModelPasses
 from rlinf_vlm.models.attention import hf_name, register_attention
+from rlinf_vlm.models.compiled import compile_blocks
+from rlinf_vlm.models.mlp_padding import pad_mlps
 from rlinf_vlm.models.policy import check_features, place_features
-from rlinf_vlm.models.segments import SegmentBook, build_segments
+from rlinf_vlm.models.segments import LengthBound, SegmentBook, build_segments
 from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.models.vision_tables import VisionGeometry, VisionPlanner
 from rlinf_vlm.types import MicroBatch
+
+FIRST_SAMPLE_BOUND = 4096
+"""Tokens of a sample that are expected."""
 
 
 class LinearPatchEmbed(nn.Module):
@@ -43,9 +49,10 @@ class LinearPatchEmbed(nn.Module):
 
 
 class QwenBackbone:
-    """``Backbone`` of a Qwen-VL model; changes the model it is given: attention, patch embedding, deepstack sum."""
+    """``Backbone`` of a Qwen-VL model; changes the model it is given: attention, patch embedding, deepstack sum, and
+    what ``passes`` says."""
 
-    def __init__(self, hf: Any, attention: str) -> None:
+    def __init__(self, hf: Any, attention: str, passes: ModelPasses) -> None:
         register_attention()
         self._visual = hf.model.visual
         self._language = hf.model.language_model
@@ -60,7 +67,7 @@ class QwenBackbone:
                 config = getattr(module, "config", None)
                 assert config is None or config._attn_implementation == name, f"{type(module).__name__} has own config"
         patches = self._visual.patch_embed
-        if not isinstance(patches, LinearPatchEmbed):
+        if passes.linear_patch_embed and not isinstance(patches, LinearPatchEmbed):
             assert tuple(patches.proj.kernel_size) == tuple(patches.proj.stride), "patches overlap"
             self._visual.patch_embed = LinearPatchEmbed(patches.proj)
         self._deepstack = hasattr(self._visual, "deepstack_merger_list")
@@ -68,6 +75,15 @@ class QwenBackbone:
             assert hasattr(self._language, "_deepstack_process"), "this transformers adds deepstack features elsewhere"
             self._language._deepstack_process = add_at_positions
         self._planner = VisionPlanner(VisionGeometry.of(self._visual), grouped=self._grouped)
+        self._longest = LengthBound(FIRST_SAMPLE_BOUND)
+        self._no_grad_when_frozen = passes.frozen_vision_no_grad
+        if any(hasattr(module, "experts") for module in self._language.modules()):
+            hf.set_experts_implementation("grouped_mm" if passes.grouped_experts else "eager")
+        if passes.pad_vision_mlp:
+            pad_mlps(list(self._visual.blocks))
+        if passes.compile:
+            for blocks in self.blocks():
+                compile_blocks(blocks, whole=attention == "varlen")
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
         """See ``Backbone``."""
@@ -78,6 +94,7 @@ class QwenBackbone:
             device=batch.input_ids.device,
             causal=True,
             grouped=self._grouped,
+            bound=self._longest,
             cu_seqlens=batch.cu_seqlens,
         )
         extra: dict[str, Any] = {}
@@ -124,7 +141,7 @@ class QwenBackbone:
         if batch.image_grids:
             check_features(inputs.num_features, batch)
         trained = any(parameter.requires_grad for parameter in self._visual.parameters())
-        with nullcontext() if trained else torch.no_grad():
+        with torch.no_grad() if self._no_grad_when_frozen and not trained else nullcontext():
             output = self._visual(pixels, grid_thw=thw, **inputs.kwargs)
         return output.pooler_output, list(output.deepstack_features) if self._deepstack else []
 

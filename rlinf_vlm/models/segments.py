@@ -36,8 +36,8 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segments:
-    """Segments of one packed row. ``cu_seqlens`` [S + 1] int32; ``kernel_max_length`` is an upper bound of the longest
-    segment that takes few distinct values, so that compiled code is seldom recompiled."""
+    """Segments of one packed row. ``cu_seqlens`` [S + 1] int32; ``kernel_max_length``: an upper bound of the longest
+    segment."""
 
     lengths: tuple[int, ...]
     cu_seqlens: torch.Tensor
@@ -56,6 +56,23 @@ class SegmentBook:
             if entry.cu_seqlens is cu_seqlens:
                 return entry
         raise AssertionError("attention got a cu_seqlens tensor that this forward pass did not make")
+
+
+class LengthBound:
+    """An upper bound of segment lengths that only grows, by powers of two.
+
+    Kernels are told the longest segment as a plain number, which compiled code takes for a constant: a number that
+    followed each micro-batch would mean another graph each time. A bound that is too high costs them next to nothing.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._bound = first
+
+    def cover(self, length: int) -> int:
+        """The bound, raised to at least ``length``."""
+        if length > self._bound:
+            self._bound = 1 << (length - 1).bit_length()
+        return self._bound
 
 
 def group_by_length(lengths: Sequence[int], *, step: int = 1) -> list[tuple[int, list[int]]]:
@@ -107,6 +124,7 @@ def build_segments(
     device: torch.device,
     causal: bool,
     grouped: bool,
+    bound: LengthBound,
     cu_seqlens: torch.Tensor | None = None,
 ) -> Segments:
     """``Segments`` of these lengths; ``grouped`` adds the dense batches that the sdpa attention works on.
@@ -116,10 +134,9 @@ def build_segments(
     if cu_seqlens is None:
         ends = torch.cumsum(torch.tensor([0, *lengths], dtype=torch.int64), 0)
         cu_seqlens = copy_to(ends.to(torch.int32), device)
-    longest = max(lengths, default=1)
     return Segments(
         lengths=tuple(lengths),
         cu_seqlens=cu_seqlens,
-        kernel_max_length=max(64, 1 << (max(longest, 1) - 1).bit_length()),
+        kernel_max_length=bound.cover(max(lengths, default=1)),
         grouping=plan_grouping(lengths, step=LENGTH_STEP if causal else 1, device=device) if grouped else None,
     )

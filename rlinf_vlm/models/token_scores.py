@@ -8,14 +8,16 @@ Not here: losses, and temperature.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rlinf_vlm.types import IGNORE_INDEX, TokenScores
 
-CHUNK = 1024
-"""Places whose logits exist at one time."""
+CHUNK = 2048
+"""Places whose logits exist at one time: 0.6 GB in bf16 for a vocabulary of 152,000."""
 
 
 def supervised_positions(labels: torch.Tensor, count: int) -> torch.Tensor:
@@ -26,31 +28,48 @@ def supervised_positions(labels: torch.Tensor, count: int) -> torch.Tensor:
     return torch.nonzero_static(mask, size=count).flatten()
 
 
+def pick_labels(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probability of each target [N] float32, arg-max [N]) of logits [N, vocabulary]."""
+    wide = logits.float()
+    return -F.cross_entropy(wide, targets, reduction="none"), wide.detach().argmax(dim=-1)
+
+
 def score_labels(
-    hidden: torch.Tensor, labels: torch.Tensor, count: int, head: torch.nn.Module, *, chunk: int = CHUNK
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    count: int,
+    head: torch.nn.Module,
+    *,
+    chunk: int | None = CHUNK,
+    pick: Callable[..., tuple[torch.Tensor, torch.Tensor]] = pick_labels,
 ) -> TokenScores:
     """Scores of the ``count`` supervised tokens of ``labels`` [T] from the last hidden states [T, H].
 
     head: the model's output projection, [.., H] -> [.., vocabulary]. With gradients on and more than one chunk, each
-    chunk's logits are computed again in the backward pass instead of kept.
+    chunk's logits are computed again in the backward pass instead of kept. chunk=None computes the logits of all T
+    places in float32 first. pick: ``pick_labels``, or what it was compiled to.
     """
     positions = supervised_positions(labels, count)
+    if chunk is None:
+        logits = head(hidden).float().index_select(0, positions - 1)
+        logprobs, argmax = pick(logits, labels.index_select(0, positions))
+        return TokenScores(logprobs=logprobs, argmax=argmax)
+
+    def score(rows: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pick(head(rows), targets)
+
     chosen = hidden.index_select(0, positions - 1)
     targets = labels.index_select(0, positions)
     if count <= chunk:
-        logprobs, argmax = _score(chosen, targets, head)
+        logprobs, argmax = score(chosen, targets)
         return TokenScores(logprobs=logprobs, argmax=argmax)
     parts = []
-    for rows, wanted in zip(chosen.split(chunk), targets.split(chunk), strict=True):
+    for rows, part in zip(chosen.split(chunk), targets.split(chunk), strict=True):
+        wanted = part.clone()  # compiled code would ask where in a larger tensor it begins
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_score, rows, wanted, head, use_reentrant=False))
+            parts.append(checkpoint(score, rows, wanted, use_reentrant=False))
         else:
-            parts.append(_score(rows, wanted, head))
+            parts.append(score(rows, wanted))
     return TokenScores(
         logprobs=torch.cat([logprobs for logprobs, _ in parts]), argmax=torch.cat([argmax for _, argmax in parts])
     )
-
-
-def _score(rows: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = head(rows).float()
-    return -F.cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(dim=-1)

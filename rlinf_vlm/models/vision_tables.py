@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from transformers import vision_utils
 
-from rlinf_vlm.models.segments import SegmentBook, build_segments
+from rlinf_vlm.models.segments import LengthBound, SegmentBook, build_segments
 from rlinf_vlm.models.transfer import copy_to
 
 Grid = tuple[int, int, int]
 
 _MAX_KEPT = 4096
+FIRST_FRAME_BOUND = 4096
+"""Patches of an image that are expected: 1,024 merged tokens."""
+FIRST_WINDOW_BOUND = 64
+"""Patches of a window of 112 pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,8 @@ class VisionPlanner:
         self.geometry = geometry
         self.grouped = grouped
         self._kept: dict[Grid, ImageTables] = {}
+        self._longest_frame = LengthBound(FIRST_FRAME_BOUND)
+        self._longest_window = LengthBound(FIRST_WINDOW_BOUND)
 
     def plan(self, grids: Sequence[Grid], device: torch.device) -> VisionInputs:
         """The tower's inputs for images of these grids, in this order; at least one."""
@@ -114,6 +120,7 @@ class VisionPlanner:
             device=device,
             causal=False,
             grouped=self.grouped,
+            bound=self._longest_frame,
         )
         entries = [frames]
         kwargs: dict[str, Any] = {
@@ -127,6 +134,7 @@ class VisionPlanner:
                 device=device,
                 causal=False,
                 grouped=self.grouped,
+                bound=self._longest_window,
             )
             entries.append(windows)
             kwargs["window_index"] = _join(_shifted([table.window_index for table in tables]), device)

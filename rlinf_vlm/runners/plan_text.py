@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_vlm.cluster.placement import placement_table
-from rlinf_vlm.config.resolve import BYTES, estimate_memory
+from rlinf_vlm.config.resolve import BYTES
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.runners.preflight import Plan
 
 GIB = 1024**3
-ACTIVATION_BYTES = {"fp32": 160, "bf16": 80}
-"""Activations a token, per unit of hidden size and layer, without checkpointing. Measured on a 3B model in bf16:
-5.8 MB a token at hidden 2048 and 36 layers, vision tower included."""
 
 
 def plan_text(config: Config, plan: Plan) -> str:
@@ -23,6 +20,7 @@ def plan_text(config: Config, plan: Plan) -> str:
         ("Batch", _batch(config, plan)),
         ("Length", _length(config, plan)),
         ("Model", _model(config, plan)),
+        ("Passes", _passes(config, plan)),
         ("Memory on each rank (estimate)", _memory(config, plan)),
     ]
     return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections)
@@ -63,6 +61,8 @@ def _batch(config: Config, plan: Plan) -> list[str]:
         return [f"evaluation only: actor.eval_batch_size={config.actor.eval_batch_size} rows a pass"]
     batching = plan.batching
     head = f"{batching.global_batch_size} samples a step = {batching.world_size} ranks x {batching.samples_per_rank}"
+    if plan.passes.balance_tokens:
+        head = f"{batching.global_batch_size} samples a step, about {batching.samples_per_rank} a rank, by cost"
     if batching.max_tokens is not None:
         return [head, f"each rank packs its samples into micro-batches of at most {batching.max_tokens:,} tokens"]
     passes = batching.micro_batches_per_rank
@@ -115,7 +115,7 @@ def _model(config: Config, plan: Plan) -> list[str]:
         f"{model.model_type} from {model.model_path}: {count} parameters, {trained}",
         *_adapters(config, plan),
         f"{model.precision} weights, {config.actor.compute_dtype} computing, "
-        f"{config.actor.fsdp_config.sharding_strategy} over {plan.shard} of {plan.batching.world_size} ranks",
+        f"sharded over {plan.shard} of {plan.batching.world_size} ranks",
         *weights,
     ]
 
@@ -139,28 +139,64 @@ def _adapters(config: Config, plan: Plan) -> list[str]:
     ]
 
 
+def _passes(config: Config, plan: Plan) -> list[str]:
+    """Each way of computing: the key, what it is, why."""
+    passes, trains = plan.passes, config.data.train_data_paths is not None
+    packing = plan.batching.max_tokens is not None
+    chosen: list[tuple[str, object, str]] = [
+        ("packing", packing, plan.packing_reason if trains else "an evaluation counts rows"),
+        ("balance_tokens", passes.balance_tokens, passes.reasons["balance_tokens"]),
+        ("model.attn_implementation", config.actor.model.attn_implementation, _attention(config, plan)),
+    ]
+    for name in type(config.actor.passes).model_fields:
+        chosen.append((f"passes.{name}", passes.switch(name), passes.reasons[f"passes.{name}"]))
+    strategy = config.actor.fsdp_config.sharding_strategy
+    if strategy == "auto":
+        strategy = "full_shard" if passes.reshard else "shard_grad_op"
+    for name, value in (
+        ("sharding_strategy", strategy),
+        ("accumulate_unsharded", passes.accumulate),
+        ("gradient_checkpointing", _layers(passes.model.checkpointed)),
+    ):
+        chosen.append((f"fsdp_config.{name}", value, passes.reasons[f"fsdp_config.{name}"]))
+    return table([[f"actor.{name}", _word(value), why] for name, value, why in chosen])
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _layers(part: float) -> str:
+    return {0.0: "false", 1.0: "true"}.get(part, f"{part:.0%} of the layers")
+
+
+def _attention(config: Config, plan: Plan) -> str:
+    """Which attention will be taken; the kernels that are installed are known to the ranks only."""
+    actor = config.actor
+    if actor.model.attn_implementation != "auto":
+        return "requested"
+    if not plan.placements[0].processes[0].is_gpu or actor.compute_dtype != "bf16":
+        return "sdpa: the variable-length kernels need a GPU and bf16"
+    return "varlen, torch's variable-length kernel (flash_attention_2 where this torch has none)"
+
+
 def _memory(config: Config, plan: Plan) -> list[str]:
-    model, actor = plan.model, config.actor
+    actor = config.actor
     parameters = plan.parameters
     if parameters is None:
         return ["unknown: the number of parameters is not known before loading"]
     if config.data.train_data_paths is None:
         return [f"weights {parameters / plan.shard * BYTES[actor.model.precision] / GIB:.2f} GiB"]
-    parts = estimate_memory(
-        actor,
-        parameters=parameters,
-        trained=parameters if plan.trained is None else plan.trained,
-        largest_block=model.largest_block,
-        shard=plan.shard,
-    )
-    activations = _activation_bytes(config, plan)
+    parts = plan.passes.memory
+    assert parts is not None, "the number of parameters is known"
+    activations = parts.activations
     rows = [
         ["weights", f"{parts.weights / GIB:.2f} GiB"],
         ["gradients", f"{parts.gradients / GIB:.2f} GiB"],
         ["optimizer", f"{parts.optimizer / GIB:.2f} GiB"],
         ["gathered", f"{parts.gathered / GIB:.2f} GiB"],
         ["activations", "depends on the lengths" if activations is None else f"{activations / GIB:.2f} GiB"],
-        ["total", f"{(parts.total + (activations or 0)) / GIB:.2f} GiB"],
+        ["total", f"{parts.total / GIB:.2f} GiB"],
     ]
     note = ["note: an upper bound; what is not trained is counted as if it were"] if plan.trained is None else []
     if config.runner.save_interval > 0:
@@ -168,16 +204,3 @@ def _memory(config: Config, plan: Plan) -> list[str]:
         copied = parts.optimizer + (parts.optimizer // 2 if actor.model.is_lora else parts.weights)
         note.append(f"and on the host, for copies while checkpoints are written: {copied / GIB:.2f} GiB")
     return [*table(rows), *note]
-
-
-def _activation_bytes(config: Config, plan: Plan) -> float | None:
-    """Of one micro-batch at its longest; None when nothing bounds the lengths."""
-    actor, data = config.actor, config.data
-    longest = data.max_length or data.max_prompt_length
-    tokens = actor.max_tokens_per_micro_batch if actor.packing else None
-    if tokens is None and longest is not None:
-        tokens = actor.micro_batch_size * longest
-    if tokens is None:
-        return None
-    layers = 2 if actor.fsdp_config.gradient_checkpointing else plan.model.num_layers
-    return tokens * plan.model.hidden_size * layers * ACTIVATION_BYTES[actor.compute_dtype]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlinf_vlm.cluster.placement import ComponentPlacement, Topology, parse_component_placement
+from rlinf_vlm.config.passes import GIB, Circumstances, Passes, choose_packing, choose_passes
 from rlinf_vlm.config.resolve import (
     Batching,
     Schedule,
@@ -46,6 +47,8 @@ class Plan:
     batching: Batching
     schedule: Schedule | None
     shard: int
+    passes: Passes
+    packing_reason: str
     model: ModelFolder
     parameters: int | None
     """Of the model, adapters included; None: not known before loading."""
@@ -67,10 +70,10 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
     check_backends(config.runner.logger.logger_backends)
     model = read_model_folder(config.actor.model.model_path)
     family = _check_family(config.actor.model.model_type, model)
-    if config.actor.packing and not family.supports_packing:
+    if config.actor.packing is True and not family.supports_packing:
         raise UserError(
             f"actor.packing=true, but model_type={config.actor.model.model_type!r} cannot run packed samples; "
-            "set actor.packing=false"
+            "set actor.packing to auto or false"
         )
     adapted_layers(config.actor.model, model.shapes, family)
     kind = make_kind(config.data)
@@ -110,24 +113,94 @@ def make_plan(
     world_size = len(processes)
     on_first_node = sum(process.node == processes[0].node for process in processes)
     trains = config.data.train_data_paths is not None
-    batching = resolve_batching(config.actor, world_size) if trains else evaluation_batching(config, world_size)
-    start = Start() if origin is None else origin.start
     family = _check_family(config.actor.model.model_type, model)
+    batching, packing_reason = plan_batching(config, family, world_size)
+    start = Start() if origin is None else origin.start
     adapted, rank = adapted_layers(config.actor.model, model.shapes, family), config.actor.model.lora_rank
+    shard = shard_size(config.actor, world_size, on_first_node)
+    parameters = None if model.parameters is None else model.parameters + adapter_size(adapted or (), rank)
+    memory = rank_memory(on_gpu=processes[0].is_gpu, ranks_on_node=on_first_node)
     return Plan(
         topology=topology,
         placements=placements,
         batching=batching,
         schedule=resolve_schedule(config, train_rows, start) if trains and train_rows is not None else None,
-        shard=shard_size(config.actor, world_size, on_first_node),
+        shard=shard,
+        passes=plan_passes(
+            config, family, model, batching, shard, parameters, on_gpu=processes[0].is_gpu, memory=memory
+        ),
+        packing_reason=packing_reason,
         model=model,
-        parameters=None if model.parameters is None else model.parameters + adapter_size(adapted or (), rank),
+        parameters=parameters,
         trained=count_trained(config.actor.model, model.shapes, family),
         adapted=None if adapted is None else tuple(adapted),
         train_rows=train_rows,
         eval_rows=eval_rows,
         origin=origin,
     )
+
+
+def plan_batching(config: Config, family: FamilySpec, world_size: int) -> tuple[Batching, str]:
+    """How a step is divided, and why it is packed or not. Without training the batch sizes need not fit the ranks."""
+    actor = config.actor
+    packing, reason = choose_packing(actor, packs=family.supports_packing)
+    if config.data.train_data_paths is not None:
+        return resolve_batching(actor, world_size, packing=packing), reason
+    return Batching(
+        world_size=world_size,
+        global_batch_size=actor.global_batch_size,
+        micro_batch_size=actor.micro_batch_size,
+        max_tokens=None,
+    ), reason
+
+
+def plan_passes(
+    config: Config,
+    family: FamilySpec,
+    model: ModelFolder,
+    batching: Batching,
+    shard: int,
+    parameters: int | None,
+    *,
+    on_gpu: bool,
+    memory: int | None,
+) -> Passes:
+    """How the ranks compute. ``memory``: bytes of one rank's device, None where not known."""
+    data = config.data
+    longest = data.max_length or data.max_prompt_length
+    tokens = batching.max_tokens
+    if tokens is None and longest is not None and batching.micro_batch_size is not None:
+        tokens = batching.micro_batch_size * longest
+    widths = [
+        shape[0] for name, shape in model.shapes.items() if "visual." in name and name.endswith("mlp.gate_proj.weight")
+    ]
+    facts = Circumstances(
+        on_gpu=on_gpu,
+        trains=data.train_data_paths is not None,
+        packs=family.supports_packing,
+        packing=batching.max_tokens is not None,
+        world_size=batching.world_size,
+        has_experts=any(".experts." in name for name in model.shapes),
+        vision_mlp=widths[0] if widths else None,
+        parameters=parameters,
+        trained=count_trained(config.actor.model, model.shapes, family),
+        largest_block=model.largest_block,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        tokens=tokens,
+        shard=shard,
+        memory=memory,
+    )
+    return choose_passes(config.actor, facts)
+
+
+def rank_memory(*, on_gpu: bool, ranks_on_node: int) -> int | None:
+    """Bytes that one rank can use on a machine like this one: its GPU's, or its part of the host's; None: not known."""
+    if not on_gpu:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks_on_node
+    listed = _nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    sizes = [int(line) for line in listed if line.strip().isdigit()]
+    return min(sizes) * GIB // 1024 if sizes else None
 
 
 def _check_attention(config: Config, *, on_gpu: bool) -> None:
@@ -139,17 +212,6 @@ def _check_attention(config: Config, *, on_gpu: bool) -> None:
             f"actor.model.attn_implementation={wanted!r} needs a GPU and bf16, but the actor computes in {dtype} on "
             f"{place}; set it to auto or sdpa"
         )
-
-
-def evaluation_batching(config: Config, world_size: int) -> Batching:
-    """Without training the batch sizes are not read, so they need not fit the ranks."""
-    actor = config.actor
-    return Batching(
-        world_size=world_size,
-        global_batch_size=actor.global_batch_size,
-        micro_batch_size=actor.micro_batch_size,
-        max_tokens=None,
-    )
 
 
 def local_topology(config: Config) -> Topology:
@@ -192,11 +254,16 @@ def count_local_gpus(environment: Mapping[str, str]) -> int:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return len(_nvidia_smi("--list-gpus"))
+
+
+def _nvidia_smi(*arguments: str) -> list[str]:
+    """The lines that the driver's tool prints; none where there is no driver."""
     try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
+        listed = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=30, check=False)
     except FileNotFoundError:
-        return 0
-    return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+        return []
+    return listed.stdout.splitlines() if listed.returncode == 0 else []
 
 
 def _placement_rules(config: Config) -> dict[str, object]:

@@ -18,7 +18,8 @@ ACTOR = "rlinf_vlm.workers.actor:ActorWorker"
 
 def run(config: Config, plan: Plan, cluster: Cluster, session: Session) -> None:
     """One run on reserved resources. Raises RunStopped when SIGTERM ended the training."""
-    actor = cluster.launch("actor", ACTOR, {"config": config, "batching": plan.batching, "shard": plan.shard})
+    settings = {"config": config, "batching": plan.batching, "shard": plan.shard, "passes": plan.passes}
+    actor = cluster.launch("actor", ACTOR, settings)
     origin = plan.origin
     facts = actor.call("load", None if origin is None else str(origin.weights))[0]
     session.say(

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlinf_vlm.algorithms.losses import sft_loss
 from rlinf_vlm.algorithms.lr_schedule import learning_rate
+from rlinf_vlm.config.passes import Passes
 from rlinf_vlm.config.resolve import Batching, Schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.loader import RankStep
@@ -53,15 +54,17 @@ class ActorFacts:
 class ActorWorker:
     """One rank of the actor group."""
 
-    def __init__(self, context: RankContext, config: Config, batching: Batching, shard: int) -> None:
+    def __init__(self, context: RankContext, config: Config, batching: Batching, shard: int, passes: Passes) -> None:
         self.context = context
         self.config = config
         self.batching = batching
         self.shard = shard
+        self.passes = passes
         self.device = torch.device(context.device)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loading processes are forked
-        if context.num_threads:
-            torch.set_num_threads(context.num_threads)
+        # Said even where it changes nothing: threads of the backward pass take over only what was said, and compiled
+        # code is compiled again where it meets another number.
+        torch.set_num_threads(context.num_threads or torch.get_num_threads())
         disable_progress_bar()
         # Each tensor from a loading process is an open file here; at the usual limit of 1,024 the loader hangs.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -81,9 +84,9 @@ class ActorWorker:
             trust_remote_code=model.trust_remote_code,
         )
         self.tokenizer = processor.tokenizer
-        self.feed = Feed(self.config, processor, position_builder(model), self.context)
+        self.feed = Feed(self.config, processor, position_builder(model), self.context, self.batching, self.passes)
         checkpoint = None if weights is None else Path(weights)
-        self.policy = Policy(self.config.actor, self.shard, self.device, self.context.rank, checkpoint)
+        self.policy = Policy(self.config.actor, self.shard, self.passes, self.device, self.context.rank, checkpoint)
         self.peak = matmul_peak(self.device, DTYPES[self.config.actor.compute_dtype])
         return ActorFacts(
             train_rows=self.feed.train_rows,
@@ -100,13 +103,14 @@ class ActorWorker:
         """
         optim = self.config.actor.optim
         self.schedule = schedule
-        self.steps = self.feed.train(schedule, self.batching)
+        self.steps = self.feed.train(schedule, self.policy.feature_weight)
         self.optimizer = make_adamw(
             self.policy.module,
             betas=(optim.adam_beta1, optim.adam_beta2),
             eps=optim.adam_eps,
             weight_decay=optim.weight_decay,
             decay_norm_and_bias=optim.decay_norm_and_bias,
+            fused=self.passes.fused_optimizer,
         )
         self.saver = ActorSaver(self.config, self.policy, self.optimizer)
         if checkpoint is not None:
@@ -164,7 +168,13 @@ class ActorWorker:
                 f"step {step + 1}: {dropped:.0f} of {self.config.actor.global_batch_size} rows cannot be used and none "
                 f"is left to learn from{reason}; mend the data or raise the limit"
             )
-        (passes,) = all_max(len(rows.micro_batches))
+        passes, division, opposite = all_max(len(rows.micro_batches), rows.division, -rows.division)
+        if division != -opposite:
+            raise UserError(
+                f"step {step + 1}: the ranks divide the step's rows differently, so that rows would be missed or read "
+                "twice: a file differs between machines, or could not be read on one of them; give all of them the "
+                "same files, or set actor.balance_tokens=false"
+            )
         return supervised, max(1, int(passes))
 
     def _passes(self, rows: RankStep, passes: int) -> Iterator[tuple[MicroBatch, bool]]:

@@ -6,30 +6,41 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
+
+from rlinf_vlm.config.actor import ActorConfig
+from rlinf_vlm.config.passes import Passes
 from rlinf_vlm.config.resolve import Batching, Schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.kinds import make_kind
 from rlinf_vlm.data.loader import (
+    Ahead,
     EvalBatch,
     EvalCollator,
     RankStep,
-    RowReader,
     StepCollator,
     eval_batches,
     train_steps,
 )
 from rlinf_vlm.data.order import RankSteps, RowStream, eval_rows
+from rlinf_vlm.data.reading import BatchReader, RowReader, Share
 from rlinf_vlm.data.rendering import PositionFn, Renderer, RenderOptions
 from rlinf_vlm.data.sources import open_table
+from rlinf_vlm.models.families import resolve_family
 from rlinf_vlm.types import RankContext, UserError
 
 Loaded = TypeVar("Loaded", RankStep, EvalBatch)
 
 
-def render_options(config: Config, *, training: bool) -> RenderOptions:
-    """The limits that a sample has to keep; when training packs, no sample may exceed the token budget."""
-    data, actor = config.data, config.actor
-    budget = actor.max_tokens_per_micro_batch if actor.packing and training else None
+def _pixel_dtype(actor: ActorConfig) -> torch.dtype | None:
+    """What pixels travel in: half the bytes where the vision tower rounds them to bfloat16 first thing anyway."""
+    rounds = resolve_family(actor.model.model_type).rounds_pixels
+    return torch.bfloat16 if rounds and actor.compute_dtype == "bf16" else None
+
+
+def render_options(config: Config, *, training: bool, budget: int | None) -> RenderOptions:
+    """The limits that a sample has to keep; ``budget``: tokens of a packed micro-batch, which no sample may exceed."""
+    data = config.data
     bounded_by_budget = budget is not None and (data.max_length is None or budget < data.max_length)
     return RenderOptions(
         chat_template=data.apply_chat_template,
@@ -43,12 +54,27 @@ def render_options(config: Config, *, training: bool) -> RenderOptions:
 class Feed:
     """The rows of one rank."""
 
-    def __init__(self, config: Config, processor: Any, positions: PositionFn, context: RankContext) -> None:
+    def __init__(
+        self,
+        config: Config,
+        processor: Any,
+        positions: PositionFn,
+        context: RankContext,
+        batching: Batching,
+        passes: Passes,
+    ) -> None:
         self._config = config
         self._context = context
+        self._batching = batching
+        self._share_images = passes.share_images
+        self._by_cost = passes.balance_tokens
+        self._pixel_dtype = _pixel_dtype(config.actor)
+        self._ahead = Ahead(num_workers=config.data.num_workers, pin_memory=torch.device(context.device).type == "cuda")
         self._kind = make_kind(config.data)
-        self._renderer = Renderer(processor, positions, render_options(config, training=True))
-        self._eval_renderer = Renderer(processor, positions, render_options(config, training=False))
+        self._renderer = Renderer(
+            processor, positions, render_options(config, training=True, budget=batching.max_tokens)
+        )
+        self._eval_renderer = Renderer(processor, positions, render_options(config, training=False, budget=None))
         self._eval_renderer.check_template()
         self._image_token_id = self._renderer.images.token_id
         paths, eval_paths = config.data.train_data_paths, config.data.eval_data_paths
@@ -66,8 +92,12 @@ class Feed:
         """Rows of the evaluation set; 0 without one."""
         return 0 if self._eval is None else len(self._eval)
 
-    def train(self, schedule: Schedule, batching: Batching) -> Iterator[RankStep]:
-        """This rank's steps, from the run's start or the place where it goes on to its end."""
+    def train(self, schedule: Schedule, feature_weight: float) -> Iterator[RankStep]:
+        """This rank's steps, from the run's start or the place where it goes on to its end.
+
+        ``feature_weight``: what the vision tower costs of an image token, in units of what the language model costs of
+        a token; read where ranks share a step by cost.
+        """
         assert self._train is not None, "training needs training rows"
         data = self._config.data
         stream = RowStream(
@@ -76,21 +106,33 @@ class Feed:
             shuffle=data.shuffle,
             block=data.shuffle_block_size,
         )
+        rank, world = self._context.rank, self._context.world_size
+        share = None
+        if self._by_cost:
+            assert self._batching.max_tokens is not None, "a step is shared by cost where it is packed"
+            budget = self._batching.max_tokens
+            share = Share(rank=rank, world_size=world, feature_weight=feature_weight, max_tokens=budget)
         steps = RankSteps(
             stream=stream,
-            global_batch=batching.global_batch_size,
+            global_batch=self._batching.global_batch_size,
             total=schedule.total_samples,
-            rank=self._context.rank,
-            world_size=self._context.world_size,
+            # By cost, each rank is shown the whole step and finds its own part.
+            rank=0 if share else rank,
+            world_size=1 if share else world,
             first=schedule.start.samples,
         )
         collator = StepCollator(
             image_token_id=self._image_token_id,
-            micro_batch_size=batching.micro_batch_size,
-            max_tokens=batching.max_tokens,
+            micro_batch_size=self._batching.micro_batch_size,
+            max_tokens=self._batching.max_tokens,
+            share_images=self._share_images,
+            pixel_dtype=self._pixel_dtype,
         )
-        reader = RowReader(rows=self._train, kind=self._kind, renderer=self._renderer)
-        return map(self._checked, train_steps(reader, steps, collator, data.num_workers))
+        reader = BatchReader(
+            reader=RowReader(rows=self._train, kind=self._kind, renderer=self._renderer),
+            share=share,
+        )
+        return map(self._checked, train_steps(reader, steps, collator, self._ahead))
 
     def evaluation(self, blank_images: bool = False) -> Iterator[EvalBatch]:
         """This rank's part of the evaluation rows; every rank gets the same number of batches.
@@ -105,12 +147,14 @@ class Feed:
             renderer = Renderer(renderer.processor, renderer.positions, replace(renderer.options, blank_images=True))
         reader = RowReader(rows=self._eval, kind=self._kind, renderer=renderer, all_choices=True)
         batches = eval_batches(
-            reader,
+            BatchReader(reader=reader),
             eval_rows(len(self._eval), self._context.rank, world),
             size,
             -(-longest // size),
-            EvalCollator(image_token_id=self._image_token_id),
-            self._config.data.num_workers,
+            EvalCollator(
+                image_token_id=self._image_token_id, share_images=self._share_images, pixel_dtype=self._pixel_dtype
+            ),
+            self._ahead,
         )
         return map(self._checked, batches)
 

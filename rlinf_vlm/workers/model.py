@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from rlinf_vlm.checkpoints import adapter_folder
 from rlinf_vlm.config.actor import PARTS, ActorConfig, ModelConfig
+from rlinf_vlm.config.passes import Passes
 from rlinf_vlm.data.loader import RankStep
 from rlinf_vlm.data.packing import empty_micro_batch
 from rlinf_vlm.data.rendering import PositionFn
@@ -19,9 +20,10 @@ from rlinf_vlm.distributed.checkpoint import WEIGHTS, open_weights, read_shapes,
 from rlinf_vlm.distributed.fsdp import ShardedModel, Sharding
 from rlinf_vlm.models.attention import choose_attention
 from rlinf_vlm.models.families import resolve_family
-from rlinf_vlm.models.flops import ModelShape, Trained, Work, model_shape, step_flops
-from rlinf_vlm.models.loading import block_classes, build_model, freeze
-from rlinf_vlm.models.lora import LoraSettings, adapted_modules, adapter_config, check_scale, is_adapter
+from rlinf_vlm.models.filling import StoredModel, fill, open_stored
+from rlinf_vlm.models.flops import ModelShape, Trained, Work, feature_weight, model_shape, step_flops
+from rlinf_vlm.models.loading import blocks_in_order, build_model, freeze
+from rlinf_vlm.models.lora import LoraSettings, adapted_modules, adapter_config, check_scale, first_values, is_adapter
 from rlinf_vlm.models.mrope import MropePositions, SequentialPositions, positions_for
 from rlinf_vlm.models.parts import LinearLayer, adapter_size, frozen_parts
 from rlinf_vlm.models.policy import VisionLanguageModel
@@ -92,9 +94,15 @@ class Policy:
     """The sharded model and what is known of it."""
 
     def __init__(
-        self, actor: ActorConfig, shard_size: int, device: torch.device, rank: int, checkpoint: Path | None = None
+        self,
+        actor: ActorConfig,
+        shard_size: int,
+        passes: Passes,
+        device: torch.device,
+        rank: int,
+        checkpoint: Path | None = None,
     ) -> None:
-        """Rank 0 reads the model folder's weights; the others build the same model without any and get their shards.
+        """Builds the model without weights; then this rank reads its shards.
 
         ``checkpoint``: a dcp_checkpoint, of which each rank reads its own shards, or a full_weights.pt; None takes the
         model folder's weights. The base of adapters always comes from the model folder.
@@ -113,14 +121,14 @@ class Policy:
                 attention=name,
                 on_meta=on_meta,
                 trust_remote_code=model.trust_remote_code,
-                gradient_checkpointing=fsdp.gradient_checkpointing,
+                passes=passes.model,
                 lora=lora_settings(actor),
             )
 
         self._is_lora = model.is_lora
         reads_base = checkpoint is None or self._is_lora
-        weights = build(on_meta=False).state_dict() if rank == 0 and reads_base else {}
         self.module = build(on_meta=True)
+        stored = open_stored(Path(model.model_path), self.module.hf) if reads_base else None
         self.num_trained = freeze(self.module, spec, **model.freeze.model_dump())
         self.num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
         self._tied = self.module.tied_names()
@@ -130,18 +138,25 @@ class Policy:
         self.adapter_config = describe_adapter(model, adapted) if self._is_lora else None
         sharding = Sharding(
             shard_size=shard_size,
-            reshard=fsdp.sharding_strategy in ("full_shard", "hybrid_shard"),
+            reshard=passes.reshard,
+            accumulate=passes.accumulate,
             compute_dtype=compute,
             reduce_dtype=DTYPES[model.precision if model.precision == "bf16" else fsdp.mixed_precision.reduce_dtype],
         )
-        self.sharded = ShardedModel(self.module, block_classes(self.module), sharding, str(device))
+        self.sharded = ShardedModel(self.module, blocks_in_order(self.module), sharding, str(device))
         self.sharded.materialise()
-        if reads_base:
-            self.sharded.load(weights)
+        if stored is not None:
+            self._fill(stored, first_values(adapted, rank=model.lora_rank, seed=actor.seed))
+        elif reads_base:  # weights without safetensors cannot be read in parts
+            self.sharded.load(build(on_meta=False).state_dict() if rank == 0 else {})
         if checkpoint is not None:
             self._restore(checkpoint, rank)
         if not spec.supports_packing:
             self._check_text_only(device)
+
+    def _fill(self, stored: StoredModel, fresh: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Reads what this rank holds of the model folder's weights; ``fresh``: the adapters' whole first values."""
+        fill({self.module.hf_state_name(name): part for name, part in self.sharded.parts().items()}, stored, fresh)
 
     def __call__(self, micro_batch: MicroBatch) -> TokenScores:
         """Scores of the micro-batch's supervised tokens."""
@@ -188,6 +203,11 @@ class Policy:
         tied = {name: whole[other] for name, other in self._tied.items()}
         weights = {self.module.state_name(name): tensor for name, tensor in {**whole, **tied}.items()}
         self.sharded.load(weights if rank == 0 else {})
+
+    @property
+    def feature_weight(self) -> float:
+        """What the vision tower costs of an image token, in units of what the language model costs of a token."""
+        return feature_weight(self._shape, self._trained)
 
     def step_flops(self, rows: RankStep) -> float:
         """Floating-point operations, forward and backward, that this rank's rows need."""

@@ -27,10 +27,19 @@ def train_evaluate_generate(actor: Any, config: Any) -> tuple[list[Any], list[st
     for index in range(len(table)):
         sample = renderer.render(kind.convert(table[index]), row=index)
         prompt = sample.input_ids[None, : sample.prompt_length]
-        images = {name: torch.cat([image.tensors[name] for image in sample.images]) for image in sample.images[:1] for name in image.tensors}
+        images = {
+            name: torch.cat([image.tensors[name] for image in sample.images])
+            for image in sample.images[:1]
+            for name in image.tensors
+        }
         types = (prompt == renderer.images.token_id).int()
         output = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), mm_token_type_ids=types, max_new_tokens=12, do_sample=False, **images
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            mm_token_type_ids=types,
+            max_new_tokens=12,
+            do_sample=False,
+            **images,
         )
         said.append(renderer.tokenizer.decode(output[0, sample.prompt_length :], skip_special_tokens=True).strip())
         asked.append(sample.conversation.answer)

@@ -110,7 +110,7 @@ def train_and_report(actor: Any, config: Any) -> dict[str, Any]:
     actor.start_training(resolve_schedule(config, facts.train_rows))
     steps = [actor.train_step(step) for step in range(actor.schedule.total_steps)]
     after = whole_state(actor)
-    batch = next(iter(next(actor.feed.train(actor.schedule, actor.batching)).micro_batches))
+    batch = next(iter(next(actor.feed.train(actor.schedule, actor.policy.feature_weight)).micro_batches))
     plain = plain_peft(actor, Path(config.runner.logger.log_path))
     actor.policy.module.eval()
     plain.eval()

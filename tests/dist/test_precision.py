@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import resolve_schedule
-from tests.small_run import run_ranks, tree, whole_weights
+from rlinf_vlm.models.families import QWEN2_5_VL
+from tests.small_run import run_ranks, train, tree, whole_weights
+
+EXACT_PIXELS = replace(QWEN2_5_VL, rounds_pixels=False)
+"""The family, with pixels that travel as the processor gives them."""
 
 
 def train_and_compare(actor: Any, config: Any) -> dict[str, Any]:
@@ -35,12 +40,23 @@ PURE = {"actor__model__precision": "bf16"}
 MIXED = {"actor__fsdp_config__mixed_precision": {"param_dtype": "bf16"}}
 
 
-@pytest.mark.parametrize(("changes", "dtype"), [(MIXED, "torch.float32"), (PURE, "torch.bfloat16")], ids=["mixed", "pure"])
+@pytest.mark.parametrize(
+    ("changes", "dtype"), [(MIXED, "torch.float32"), (PURE, "torch.bfloat16")], ids=["mixed", "pure"]
+)
 def test_master_weights(small_run, changes, dtype):
     config = load_config(tree(small_run, runner__max_steps=2, **changes))
     found = run_ranks(config, 2, train_and_compare)[0]
     assert found["weights"] == {dtype} and found["moments"] == {dtype}
     assert found["changed"] and all(0 < loss < 10 for loss in found["losses"])
+
+
+@pytest.mark.parametrize("changes", [MIXED, PURE], ids=["mixed", "pure"])
+def test_pixels_rounded_before_they_are_sent_give_the_same_bits(small_run, changes):
+    runs = []
+    for model_type in ("qwen2.5_vl", f"{__name__}:EXACT_PIXELS"):
+        config = load_config(tree(small_run, runner__max_steps=2, actor__model__model_type=model_type, **changes))
+        runs.append([(step["train/loss"], step["train/grad_norm"]) for step in run_ranks(config, 1, train)[0]])
+    assert runs[0] == runs[1]
 
 
 PARTS = {

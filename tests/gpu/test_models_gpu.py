@@ -1,4 +1,4 @@
-"""The variable-length kernels against the sdpa attention, on a GPU in bf16."""
+"""The variable-length kernels and compiled blocks against the sdpa attention, on a GPU in bf16."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlinf_vlm.config.passes import PLAIN, ModelPasses
 from rlinf_vlm.models.attention import choose_attention
 from rlinf_vlm.models.families import resolve_family
 from rlinf_vlm.models.loading import wrap_model
@@ -31,9 +32,12 @@ def to_gpu(batch: MicroBatch) -> MicroBatch:
     return replace(batch, **moved)
 
 
-def build(family: str, attention: str, dtype: torch.dtype) -> VisionLanguageModel:
+COMPILED = replace(PLAIN, compile=True, pad_vision_mlp=True)
+
+
+def build(family: str, attention: str, dtype: torch.dtype, passes: ModelPasses = PLAIN) -> VisionLanguageModel:
     hf, _ = make_tiny(family, seed=1)
-    model = wrap_model(copy.deepcopy(hf), resolve_family(family), attention=attention).to("cuda")
+    model = wrap_model(copy.deepcopy(hf), resolve_family(family), attention=attention, passes=passes).to("cuda")
     for parameter in model.parameters():
         # Not module.to(dtype): the rotary tables stay in fp32.
         parameter.data = parameter.data.to(dtype)
@@ -47,13 +51,17 @@ def run(model: VisionLanguageModel, batch: MicroBatch) -> tuple[torch.Tensor, di
 
 
 @pytest.mark.parametrize("family", QWEN_FAMILIES)
-@pytest.mark.parametrize("attention", ["varlen", "flash_attention_2"])
-def test_kernels_agree_with_sdpa(family: str, attention: str) -> None:
+@pytest.mark.parametrize(
+    ("attention", "passes"), [("varlen", PLAIN), ("flash_attention_2", PLAIN), ("varlen", COMPILED)]
+)
+def test_kernels_agree_with_sdpa(family: str, attention: str, passes: ModelPasses) -> None:
     if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash_attn is not installed")
+    torch._dynamo.reset()
     batch = to_gpu(pack(mixed_rows(family), family=family))
     exact, exact_gradients = run(build(family, "sdpa", torch.float32), batch)
-    results = {name: run(build(family, name, torch.bfloat16), batch) for name in ("sdpa", attention)}
+    results = {"sdpa": run(build(family, "sdpa", torch.bfloat16), batch)}
+    results[attention] = run(build(family, attention, torch.bfloat16, passes), batch)
     errors = {name: float((logprobs - exact).abs().mean()) for name, (logprobs, _) in results.items()}
     # Rounding to bf16 is the same for both; the kernel may not add to it.
     assert errors[attention] < 1.5 * errors["sdpa"] + 5e-3, errors
@@ -63,6 +71,18 @@ def test_kernels_agree_with_sdpa(family: str, attention: str) -> None:
         total = sum(float((gradients[n] - g).square().sum()) for n, g in exact_gradients.items())
         worst[name] = (total / sum(float(g.square().sum()) for g in exact_gradients.values())) ** 0.5
     assert worst[attention] < 1.5 * worst["sdpa"] + 1e-2, worst
+
+
+@pytest.mark.parametrize("family", QWEN_FAMILIES)
+def test_compiled_blocks_are_compiled_once(family: str) -> None:
+    torch._dynamo.reset()
+    model = build(family, "varlen", torch.bfloat16, COMPILED)
+    counts = []
+    for seed in range(8):
+        rows = mixed_rows(family, seed=seed)[: 5 - seed % 3]
+        run(model, to_gpu(pack(rows, family=family)))
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[1:] == [counts[0]] * 7
 
 
 @pytest.mark.parametrize("family", QWEN_FAMILIES)

@@ -37,6 +37,7 @@ HEAVY_ONLY_IN = {
         "data/processor.py",
         "models/attention.py",
         "models/loading.py",
+        "models/naming.py",
         "models/padded.py",
         "models/vision_tables.py",
         "workers/actor.py",

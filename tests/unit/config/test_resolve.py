@@ -30,9 +30,9 @@ def config(**blocks: dict[str, Any]) -> Config:
 
 
 def test_batching_by_hand():
-    batching = resolve_batching(config(actor={"global_batch_size": 48, "micro_batch_size": 4}).actor, 3)
+    batching = resolve_batching(config(actor={"global_batch_size": 48}).actor, 3, packing=False)
     assert (batching.samples_per_rank, batching.micro_batches_per_rank, batching.max_tokens) == (16, 4, None)
-    packed = resolve_batching(config(actor={"global_batch_size": 6, "packing": True}).actor, 3)
+    packed = resolve_batching(config(actor={"global_batch_size": 6}).actor, 3, packing=True)
     assert (packed.samples_per_rank, packed.micro_batches_per_rank, packed.max_tokens) == (2, None, 8192)
 
 
@@ -41,9 +41,9 @@ def test_batching_that_does_not_divide():
     with pytest.raises(
         UserError, match=r"actor.global_batch_size=10 .*2 ranks \* actor.micro_batch_size=4 = 8; set it to 8 or 16"
     ):
-        resolve_batching(actor, 2)
+        resolve_batching(actor, 2, packing=False)
     with pytest.raises(UserError, match="set it to 3$"):
-        resolve_batching(config(actor={"global_batch_size": 2, "packing": True}).actor, 3)
+        resolve_batching(config(actor={"global_batch_size": 2}).actor, 3, packing=True)
 
 
 def test_schedule_by_hand():
@@ -132,13 +132,17 @@ def test_shard_size_has_to_divide():
 
 
 def test_memory_by_hand():
-    made = config(actor={"fsdp_config": {"sharding_strategy": "full_shard"}}).actor
-    memory = estimate_memory(made, parameters=1000, trained=1000, largest_block=100, shard=4)
+    made = config().actor
+    sizes = {"parameters": 1000, "largest_block": 100, "shard": 4}
+    memory = estimate_memory(made, **sizes, trained=1000, reshard=True, accumulate=True)
     # fp32 masters 250 * 4, unsharded fp32 gradients 1000 * 4, Adam 2 * 250 * 4, two bf16 blocks gathered 200 * 2
     assert (memory.weights, memory.gradients, memory.optimizer, memory.gathered) == (1000, 4000, 2000, 400)
     assert memory.total == 7400
-    frozen = estimate_memory(made, parameters=1000, trained=10, largest_block=100, shard=4)
+    frozen = estimate_memory(made, **sizes, trained=10, reshard=True, accumulate=True)
     assert (frozen.weights, frozen.gradients, frozen.optimizer, frozen.gathered) == (1000, 40, 2 * 3 * 4, 400)
+    # all parameters stay gathered in bf16; a shard of the gradients and two blocks of them on their way, in fp32
+    lean = estimate_memory(made, **sizes, trained=1000, reshard=False, accumulate=False, activations=50)
+    assert (lean.gathered, lean.gradients, lean.total) == (2000, (250 + 200) * 4, 1000 + 1800 + 2000 + 2000 + 50)
 
 
 def test_a_resumed_run_has_what_is_left():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlinf_vlm.data.images import image_list, load_image
+from rlinf_vlm.data.images import image_list, image_size, load_image
 from rlinf_vlm.types import RowError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -160,3 +160,47 @@ def test_image_list_of_a_cell() -> None:
     assert image_list(np.array(["a", "b"], dtype=object)) == ["a", "b"]
     assert [item is frame for item in image_list(frame)] == [True]
     assert [item.shape for item in image_list(np.stack([frame, frame]))] == [(2, 2, 3)] * 2
+
+
+def turned(form: str, orientation: int, size: tuple[int, int] = (30, 20)) -> bytes:
+    """A picture of ``size`` whose header says how to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.new("RGB", size, RED), form, exif=exif)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_image(form: str, orientation: int) -> None:
+    data = turned(form, orientation)
+    assert image_size(data) == load_image(data).size == ((20, 30) if orientation >= 5 else (30, 20))
+
+
+def test_the_size_by_every_kind_of_reference(tmp_path: Path) -> None:
+    data = turned("JPEG", 6)
+    (tmp_path / "a.jpg").write_bytes(data)
+    kept = Image.open(BytesIO(data))
+    url = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+    for ref in (data, {"bytes": data, "path": None}, {"path": "a.jpg"}, "a.jpg", tmp_path / "a.jpg", url, kept):
+        assert image_size(ref, tmp_path) == (20, 30), ref
+    assert image_size(np.zeros((7, 5, 3), np.uint8)) == (5, 7)
+    assert load_image(kept).size == (20, 30), "an image that was given is left open"
+
+
+def test_the_size_reads_no_more_than_the_header(tmp_path: Path) -> None:
+    """So a picture that ends early has a size; that it is broken is found when it is decoded."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    for form in ("JPEG", "PNG"):
+        data = encoded(noise, form)
+        (tmp_path / "cut").write_bytes(data[: len(data) // 2])
+        assert image_size("cut", tmp_path) == image_size(data[: len(data) // 2]) == (400, 300)
+        with pytest.raises(RowError, match="does not decode"):
+            load_image("cut", tmp_path)
+
+
+def test_what_has_no_size_is_refused_as_when_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"hello, world")
+    for ref in (None, 3, "", "gone.png", "text", b"", b"hello, world", {"path": None}, "https://a/b.png"):
+        for read in (image_size, load_image):
+            with pytest.raises(RowError):
+                read(ref, tmp_path)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlinf_vlm.data.packing import check_micro_batch, collate, empty_micro_batch, pack_first_fit, split_by_count
+from rlinf_vlm.data.packing import check_micro_batch, collate, empty_micro_batch, split_by_count
 from rlinf_vlm.types import IGNORE_INDEX, RowError
 from tests.packing_by_hand import mixed_rows, pack
 from tests.tiny_models import IMAGE
@@ -17,26 +17,6 @@ PAD = 7
 def test_split_by_count():
     assert split_by_count(5, 2) == [[0, 1], [2, 3], [4]]
     assert split_by_count(0, 2) == []
-
-
-def test_first_fit_by_hand():
-    assert pack_first_fit([5, 4, 3, 2], 8) == [[0, 2], [1, 3]]
-    assert pack_first_fit([], 8) == []
-    assert pack_first_fit([8, 1, 7], 8) == [[0], [1, 2]]
-
-
-def test_first_fit_loses_nothing_and_keeps_the_budget():
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 100, (500,), generator=generator).tolist()
-    bins = pack_first_fit(lengths, 128)
-    assert sorted(sum(bins, [])) == list(range(500))
-    assert all(sum(lengths[index] for index in group) <= 128 for group in bins)
-    assert len(bins) <= 1.2 * sum(lengths) / 128
-
-
-def test_first_fit_refuses_what_cannot_fit():
-    with pytest.raises(ValueError, match="9 tokens does not fit in a budget of 8"):
-        pack_first_fit([9], 8)
 
 
 def test_collate_by_hand():
@@ -61,6 +41,29 @@ def test_collate_by_hand():
     assert batch.image_inputs["pixel_values"][:, 0].tolist() == [1.0] * 8 + [2.0] * 4
     assert batch.image_inputs["image_grid_thw"].tolist() == [[1, 2, 4], [1, 2, 2]]
     assert (batch.lengths, batch.num_supervised) == ((4, 3, 2, 4), 4)
+
+
+def test_an_image_for_each_use_where_images_are_not_shared():
+    cat = image("cat", PAD, 2, 1.0)
+    samples = [sample([1, PAD, PAD, 5], [3], (cat,)), sample([PAD, PAD, 6], [2], (cat,))]
+    batch = collate(samples, PAD, share_images=False)
+    assert (batch.num_images, batch.num_features) == (2, 4)
+    assert batch.image_feature_index.tolist() == [0, 1, 2, 3]
+    assert batch.image_inputs["pixel_values"].shape == (16, 3) and len(batch.image_grids) == 2
+    assert collate(samples, PAD).num_images == 1
+
+
+def test_pixels_are_rounded_and_nothing_else():
+    cat, dog = image("cat", PAD, 2, 1.0 + 2**-12), image("dog", PAD, 1, 1.0 + 2**-7)
+    samples = [sample([1, PAD, PAD, 5], [3], (cat,)), sample([PAD, 6], [1], (dog,))]
+    exact, rounded = collate(samples, PAD), collate(samples, PAD, pixel_dtype=torch.bfloat16)
+    pixels = rounded.image_inputs["pixel_values"]
+    assert pixels.dtype == torch.bfloat16
+    assert pixels[:, 0].tolist() == [1.0] * 8 + [1.0 + 2**-7] * 4
+    assert exact.image_inputs["pixel_values"].dtype == torch.float32 and not torch.equal(
+        exact.image_inputs["pixel_values"], pixels.float()
+    )
+    assert torch.equal(rounded.image_inputs["image_grid_thw"], exact.image_inputs["image_grid_thw"])
 
 
 def test_image_tokens_have_to_equal_features():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlinf_vlm.models.flops import ModelShape, Trained, Work, model_shape, step_flops
+from rlinf_vlm.models.flops import ModelShape, Trained, Work, feature_weight, model_shape, step_flops
 from tests.tiny_models import make_tiny, tiny_config
 
 SHAPE = ModelShape(
@@ -95,3 +95,23 @@ def test_generic_model_is_counted() -> None:
     assert shape.vision_weights == 3 * (4 * 32 * 32 + 2 * 32 * 40)
     with pytest.raises(ValueError, match="no 'hidden_size'"):
         model_shape({"text_config": {"num_hidden_layers": 2}})
+
+
+def test_what_an_image_token_costs_by_hand() -> None:
+    shape = ModelShape(
+        language_weights=40,
+        language_width=7,
+        head_weights=9,
+        embed_weights=1,
+        vision_weights=5,
+        full_width=3,
+        window_width=3,
+        merger_weights=2.0,
+        patches_per_feature=4,
+    )
+    # Of 4 patches forward: 4 x (1 + 5 + 2) = 32, of a token 40. Backward twice that, but for the embedding, which hands
+    # no gradient down: (3 x 32 - 4) / (3 x 40).
+    assert feature_weight(shape) == pytest.approx(92 / 120)
+    # Frozen, the tower runs forward alone: 32 / 120; with a frozen language model, that still hands gradients down.
+    frozen = Trained(vision_tower=False, merger=False)
+    assert feature_weight(shape, frozen) == pytest.approx(32 / 120)

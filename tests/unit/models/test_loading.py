@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlinf_vlm.models.families import FAMILIES, family_for, resolve_family
-from rlinf_vlm.models.loading import block_classes, build_model, freeze, wrap_model
+from rlinf_vlm.models.loading import blocks_in_order, build_model, freeze, wrap_model
 from rlinf_vlm.models.parts import part_of
 from rlinf_vlm.types import UserError
 from tests.packing_by_hand import mixed_rows, pack
@@ -150,12 +150,12 @@ def test_freezing_a_part_that_is_not_there_is_refused() -> None:
 def test_blocks_in_running_order() -> None:
     model = wrap_model(make_tiny("qwen2.5_vl")[0], resolve_family("qwen2.5_vl"), attention="sdpa")
     names = {id(module): name for name, module in model.named_modules()}
-    assert [names[id(block)] for block in block_classes(model)] == [
+    assert [names[id(block)] for block in blocks_in_order(model)] == [
         "hf.model.visual.blocks.0",
         "hf.model.visual.blocks.1",
         "hf.model.language_model.layers.0",
         "hf.model.language_model.layers.1",
     ]
     generic = wrap_model(make_tiny(GENERIC)[0], resolve_family("auto"), attention="sdpa")
-    kinds = [type(block).__name__ for block in block_classes(generic)]
+    kinds = [type(block).__name__ for block in blocks_in_order(generic)]
     assert kinds == ["CLIPEncoderLayer"] * 3 + ["LlamaDecoderLayer"] * 2

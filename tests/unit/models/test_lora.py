@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from rlinf_vlm.config.actor import ModelConfig
+from rlinf_vlm.config.passes import ModelPasses
 from rlinf_vlm.models.families import FamilySpec, resolve_family
 from rlinf_vlm.models.folder import read_model_folder
 from rlinf_vlm.models.loading import build_model, wrap_model
@@ -318,7 +319,7 @@ def test_gradients_are_those_of_a_plain_peft_model(family: str) -> None:
     paths = [layer.path for layer in linear_layers(theirs, spec)]
     wrapped = get_peft_model(theirs, LoraConfig(r=4, lora_alpha=8, target_modules=paths))
     add_adapters(hf, spec, settings(*EVERYWHERE))
-    model = wrap_model(hf, spec, attention="sdpa", gradient_checkpointing=True)
+    model = wrap_model(hf, spec, attention="sdpa", passes=ModelPasses(checkpointed=1.0))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in wrapped.base_model.model.named_parameters():
         if is_adapter(name):

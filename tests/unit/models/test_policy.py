@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlinf_vlm.config.passes import ModelPasses
 from rlinf_vlm.models.families import FamilySpec, resolve_family
 from rlinf_vlm.models.loading import freeze, wrap_model
 from rlinf_vlm.models.policy import VisionLanguageModel
@@ -188,6 +189,22 @@ def test_computation_in_bfloat16_takes_fp32_pixels(family: str) -> None:
     assert float((scores.logprobs - logprobs).detach().abs().max()) < 0.3
     scores.logprobs.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", QWEN_FAMILIES)
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "convolution"])
+def test_pixels_may_come_in_the_dtype_that_computes(family: str, linear: bool) -> None:
+    """Rounded before they are sent or by the tower: the same bits. ``FamilySpec.rounds_pixels`` says so."""
+    hf, _ = make_tiny(family, seed=1)
+    model = wrap_model(hf, spec_of(family), attention="sdpa", passes=ModelPasses(linear_patch_embed=linear))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    batch = pack(mixed_rows(family), family=family)
+    pixels = batch.image_inputs["pixel_values"]
+    rounded = replace(batch, image_inputs={**batch.image_inputs, "pixel_values": pixels.bfloat16()})
+    assert spec_of(family).rounds_pixels and not torch.equal(pixels, pixels.bfloat16().float())
+    ours, theirs = model(rounded), model(batch)
+    assert torch.equal(ours.logprobs, theirs.logprobs)
 
 
 def test_frozen_vision_runs_without_gradients_and_keeps_the_scores() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rlinf_vlm.models.attention import choose_attention, hf_name, packed_sdpa
-from rlinf_vlm.models.segments import SegmentBook, build_segments, group_by_length, plan_grouping
+from rlinf_vlm.models.segments import LengthBound, SegmentBook, build_segments, group_by_length, plan_grouping
 from rlinf_vlm.types import UserError
 
 CPU = torch.device("cpu")
@@ -36,9 +36,13 @@ def test_equal_segments_need_no_gather() -> None:
     assert plan.gather is None and plan.scatter is None and plan.batches == ((3, 4),)
 
 
-def test_kernel_length_is_a_power_of_two() -> None:
-    lengths = [build_segments([n], device=CPU, causal=True, grouped=False).kernel_max_length for n in (1, 64, 65, 1000)]
-    assert lengths == [64, 64, 128, 1024]
+def test_the_longest_segment_s_bound_only_grows() -> None:
+    bound = LengthBound(64)
+    lengths = [
+        build_segments([n], device=CPU, causal=True, grouped=False, bound=bound).kernel_max_length
+        for n in (1, 64, 65, 1000, 3)
+    ]
+    assert lengths == [64, 64, 128, 1024, 1024]
 
 
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 3), (False, None)])
@@ -48,7 +52,7 @@ def test_sdpa_equals_masked_attention(causal: bool, window: int | None, lengths:
     torch.manual_seed(0)
     q = torch.randn(1, 4, total, 8, requires_grad=True)
     k, v = (torch.randn(1, 2, total, 8, requires_grad=True) for _ in range(2))
-    segments = build_segments(lengths, device=CPU, causal=causal, grouped=True)
+    segments = build_segments(lengths, device=CPU, causal=causal, grouped=True, bound=LengthBound(64))
     got, _ = packed_sdpa(
         torch.nn.Module(), q, k, v, None, cu_seq_lens_q=segments.cu_seqlens, segments=SegmentBook(entries=(segments,)),
         scaling=0.3, is_causal=causal, sliding_window=window,
@@ -72,7 +76,7 @@ def test_sdpa_equals_masked_attention(causal: bool, window: int | None, lengths:
 
 
 def test_attention_finds_only_its_own_segments() -> None:
-    segments = build_segments([2, 3], device=CPU, causal=True, grouped=True)
+    segments = build_segments([2, 3], device=CPU, causal=True, grouped=True, bound=LengthBound(64))
     with pytest.raises(AssertionError, match="did not make"):
         SegmentBook(entries=(segments,)).find(segments.cu_seqlens.clone())
 

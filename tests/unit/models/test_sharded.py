@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from rlinf_vlm.config.passes import ModelPasses
 from rlinf_vlm.models.families import resolve_family
-from rlinf_vlm.models.loading import block_classes, wrap_model
+from rlinf_vlm.models.loading import blocks_in_order, wrap_model
 from rlinf_vlm.models.policy import VisionLanguageModel
 from rlinf_vlm.types import IGNORE_INDEX, MicroBatch
 from tests.packing_by_hand import mixed_rows, pack
@@ -29,7 +30,7 @@ def one_process() -> Iterator[None]:
 
 def shard(model: VisionLanguageModel, policy: MixedPrecisionPolicy) -> VisionLanguageModel:
     mesh = init_device_mesh("cpu", (1,))
-    for block in block_classes(model):
+    for block in blocks_in_order(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
@@ -48,7 +49,7 @@ def test_sharded_equals_plain(one_process: None, family: str, tied: bool, checkp
     hf, _ = make_tiny(family, tied=tied)
     spec = resolve_family(family)
     plain = wrap_model(copy.deepcopy(hf), spec, attention="sdpa")
-    model = wrap_model(hf, spec, attention="sdpa", gradient_checkpointing=checkpointing)
+    model = wrap_model(hf, spec, attention="sdpa", passes=ModelPasses(checkpointed=float(checkpointing)))
     model = shard(model, MixedPrecisionPolicy(cast_forward_inputs=False))
     model.chunk = 4
     for batch in batches(family):

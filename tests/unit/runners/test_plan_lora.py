@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rlinf_vlm.config.load import load_config
+from rlinf_vlm.config.resolve import estimate_memory
 from rlinf_vlm.runners.plan_text import plan_text
 from rlinf_vlm.runners.preflight import check_config, local_topology, make_plan
 from rlinf_vlm.types import UserError
@@ -60,5 +61,7 @@ def test_host_memory_for_copies_by_hand(small_run, is_lora, expected):
     changes = {"actor__model__is_lora": is_lora, "runner__save_interval": 5}
     config = load_config(tree(small_run, **changes))
     made = make_plan(config, local_topology(config), *check_config(config))
-    made = replace(made, parameters=2**31, trained=2**30, shard=1)
+    sizes = {"parameters": 2**31, "trained": 2**30, "largest_block": 0, "shard": 1}
+    memory = estimate_memory(config.actor, **sizes, reshard=True, accumulate=True)
+    made = replace(made, parameters=2**31, trained=2**30, passes=replace(made.passes, memory=memory))
     assert f"copies while checkpoints are written: {expected}.00 GiB" in plan_text(config, made)

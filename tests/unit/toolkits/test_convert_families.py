@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -11,7 +9,9 @@ from tests.convert_inputs import (
     OLD,
     assert_equal,
     convert,
+    moe_text,
     old_name,
+    one_by_one,
     stored,
     trained,
     write_base,
@@ -75,31 +75,8 @@ def test_a_checkpoint_in_the_hubs_names_for_a_base_in_new_ones(family, tmp_path)
 
 def test_experts_that_the_folder_stores_one_by_one(tmp_path):
     """A language model whose experts transformers stacks and joins when it loads them."""
-    from transformers import Qwen3MoeConfig
-
-    def experts(text: Any) -> Any:
-        return Qwen3MoeConfig(
-            vocab_size=text.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
-            num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
-            moe_intermediate_size=24, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False,
-        )  # fmt: skip
-
-    def one_by_one(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        made: dict[str, torch.Tensor] = {}
-        for name, tensor in weights.items():
-            path, _, kind = name.rpartition(".experts.")
-            for expert in range(4) if path else ():
-                if kind == "gate_up_proj":
-                    made[f"{path}.experts.{expert}.gate_proj.weight"] = tensor[expert, :24].clone()
-                    made[f"{path}.experts.{expert}.up_proj.weight"] = tensor[expert, 24:].clone()
-                else:
-                    made[f"{path}.experts.{expert}.down_proj.weight"] = tensor[expert].clone()
-            if not path:
-                made[name] = tensor
-        return made
-
     base = tmp_path / "base"
-    weights = write_base(base, GENERIC, text_config=experts)
+    weights = write_base(base, GENERIC, text_config=moe_text)
     write_weights(base, {old_name(GENERIC, name): tensor for name, tensor in one_by_one(weights).items()})
     weights = trained(weights)
     wanted = {old_name(GENERIC, name): tensor for name, tensor in one_by_one(weights).items()}

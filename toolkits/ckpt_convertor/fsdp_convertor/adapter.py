@@ -22,9 +22,10 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from rlinf_vlm.models.lora import FILE_PREFIX, write_peft_files
+from rlinf_vlm.models.naming import Naming, Unit
+from rlinf_vlm.models.weight_files import TensorInfo
 from rlinf_vlm.types import UserError
-from toolkits.ckpt_convertor.fsdp_convertor.naming import Naming, Unit
-from toolkits.ckpt_convertor.fsdp_convertor.tensors import TensorInfo, TensorSource
+from toolkits.ckpt_convertor.fsdp_convertor.tensors import TensorSource
 
 LORA_KEY = re.compile(r"\.lora_(A|B)(?:\.default)?\.weight$")
 _UNSUPPORTED = {

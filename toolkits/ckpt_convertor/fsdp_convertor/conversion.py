@@ -21,11 +21,12 @@ from rlinf_vlm.models.families import check_family, family_for, resolve_family
 from rlinf_vlm.models.folder import read_model_folder
 from rlinf_vlm.models.loading import empty_model
 from rlinf_vlm.models.lora import ADAPTER_FILE
+from rlinf_vlm.models.naming import Naming, Unit
+from rlinf_vlm.models.weight_files import SafetensorsFiles, weight_files
 from rlinf_vlm.types import UserError
 from toolkits.ckpt_convertor.fsdp_convertor.adapter import Adapter, MergedSource, write_adapter
 from toolkits.ckpt_convertor.fsdp_convertor.locate import Found, open_weights_of
 from toolkits.ckpt_convertor.fsdp_convertor.matching import Plan, match
-from toolkits.ckpt_convertor.fsdp_convertor.naming import Naming, Unit
 from toolkits.ckpt_convertor.fsdp_convertor.output import (
     check_space,
     copy_files,
@@ -36,7 +37,6 @@ from toolkits.ckpt_convertor.fsdp_convertor.output import (
     write_weights,
 )
 from toolkits.ckpt_convertor.fsdp_convertor.settings import BaseModelConfig, Settings
-from toolkits.ckpt_convertor.fsdp_convertor.tensors import SafetensorsFiles
 from toolkits.ckpt_convertor.fsdp_convertor.verify import Check, Verifier, compute_type, image_prompt
 
 SPARE = 64 * 2**20
@@ -119,25 +119,16 @@ def open_base(model: BaseModelConfig) -> Base:
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:240]
         raise UserError(f"model.model_path={model.model_path!r}: no image-text-to-text model ({reason})") from error
-    stored = SafetensorsFiles(folder.path, _weight_files(folder.path))
-    naming = Naming(empty)
-    units = naming.units(stored.infos)
-    return Base(path=folder.path, config=config, json=written, stored=stored, naming=naming, units=units)
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files that from_pretrained reads: those of the index, or the one file."""
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").is_file() or not index.is_file():
-        files = [path / "model.safetensors"]
-    else:
-        files = [path / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-    if not files[0].is_file():
+    files = weight_files(folder.path)
+    if not files:
         raise UserError(
-            f"model.model_path={str(path)!r}: its weights are not in model.safetensors (or files of an index); save it "
-            "with save_pretrained of transformers, which writes that"
+            f"model.model_path={str(folder.path)!r}: its weights are not in model.safetensors (or files of an index); "
+            "save it with save_pretrained of transformers, which writes that"
         )
-    return files
+    stored = SafetensorsFiles(folder.path, files)
+    naming = Naming(empty)
+    units = naming.units(stored.infos, key="model.model_path")
+    return Base(path=folder.path, config=config, json=written, stored=stored, naming=naming, units=units)
 
 
 def _convert_whole(

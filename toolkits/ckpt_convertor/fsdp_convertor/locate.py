@@ -26,9 +26,10 @@ from rlinf_vlm.checkpoints import (
     state_file,
 )
 from rlinf_vlm.models.lora import ADAPTER_FILE
+from rlinf_vlm.models.weight_files import SafetensorsFiles
 from rlinf_vlm.types import UserError
 from toolkits.ckpt_convertor.fsdp_convertor.adapter import LORA_KEY, Adapter, read_adapter
-from toolkits.ckpt_convertor.fsdp_convertor.tensors import SafetensorsFiles, ShardedFolder, TensorSource, TorchFile
+from toolkits.ckpt_convertor.fsdp_convertor.tensors import ShardedFolder, TensorSource, TorchFile
 
 KEY = "convertor.ckpt_path"
 WHAT = "a global_step_N folder, its dcp_checkpoint, its lora_adapter or a full_weights.pt"

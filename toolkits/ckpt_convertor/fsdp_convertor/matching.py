@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from rlinf_vlm.models.naming import Naming, Unit
+from rlinf_vlm.models.weight_files import TensorInfo
 from rlinf_vlm.types import UserError
-from toolkits.ckpt_convertor.fsdp_convertor.naming import Naming, Unit
-from toolkits.ckpt_convertor.fsdp_convertor.tensors import TensorInfo, TensorSource
+from toolkits.ckpt_convertor.fsdp_convertor.tensors import TensorSource
 
 PREFIXES = ("", "module.", "model.", "module.model.", "_orig_mod.")
 """What wrappers put in front of every name."""

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from rlinf_vlm.models.weight_files import SAFETENSORS_NAMES, TensorInfo
 from rlinf_vlm.types import UserError
-from toolkits.ckpt_convertor.fsdp_convertor.tensors import SAFETENSORS_NAMES, TensorInfo
 
 _LOCK = ".converting"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite")

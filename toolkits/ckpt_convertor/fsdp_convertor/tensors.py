@@ -1,59 +1,31 @@
-"""Places that tensors are read from a few at a time: a full_weights.pt, a dcp_checkpoint, safetensors files.
+"""Places that tensors are read from a few at a time: a full_weights.pt, a dcp_checkpoint; or safetensors files.
 
 Dataflow: file or folder -> ``TensorSource``: ``infos`` from headers alone, ``read(keys)`` for the tensors.
 Invariants: what ``read`` returns is all that a source keeps in memory: files are mapped anew at
 each call, so the pages read are given back; keys are those of the file (a dcp_checkpoint's without ``model.``).
-Not here: what the names mean (naming.py), and which of them are wanted (matching.py).
+Not here: safetensors files (rlinf_vlm/models/weight_files.py), what the names mean (naming.py there), and which of them
+are wanted (matching.py).
 """
 
 from __future__ import annotations
 
-import math
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from rlinf_vlm.distributed.checkpoint import WEIGHTS, open_weights
+from rlinf_vlm.models.weight_files import TensorInfo
 from rlinf_vlm.types import UserError
 
-SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Data types as a safetensors header names them."""
 RLINF_WEIGHTS = "fsdp_checkpoint.model."
 """What RLinf puts in front of a weight's name in a dcp_checkpoint."""
-_TYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorInfo:
-    """What a header says of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorSource(Protocol):
@@ -142,47 +114,6 @@ class _CachedReader(dcp.FileSystemReader):
         if self._kept is None:
             self._kept = super().read_metadata(*args, **kwargs)
         return self._kept
-
-
-class SafetensorsFiles:
-    """Tensors of safetensors files, each in exactly one of them. UserError when one is cut or a name stands twice."""
-
-    def __init__(self, path: Path, files: Sequence[Path]) -> None:
-        self.path = path
-        infos: dict[str, TensorInfo] = {}
-        self.infos: Mapping[str, TensorInfo] = infos
-        self._file: dict[str, Path] = {}
-        for file in files:
-            for key, info in _header(file).items():
-                if key in self._file:
-                    raise UserError(
-                        f"{path}: {key} is in {self._file[key].name} and in {file.name}; remove one of them"
-                    )
-                infos[key] = info
-                self._file[key] = file
-
-    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """See ``TensorSource``."""
-        found: dict[str, torch.Tensor] = {}
-        for file in dict.fromkeys(self._file[key] for key in keys):
-            with safe_open(file, framework="pt") as opened:
-                found.update({key: opened.get_tensor(key) for key in keys if self._file[key] == file})
-        return found
-
-
-def _header(file: Path) -> dict[str, TensorInfo]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
-            named = {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is cut or no safetensors file ({_short(error)}); copy it again") from error
-    for key, (_, name) in named.items():
-        if name not in _TYPES:
-            raise UserError(
-                f"{file}: {key} is stored as {name}, which is quantized or too new; give the model before quantization"
-            )
-    return {key: TensorInfo(shape=shape, dtype=_TYPES[name]) for key, (shape, name) in named.items()}
 
 
 def _short(error: BaseException) -> str:

@@ -26,10 +26,10 @@ from torch import nn
 
 from rlinf_vlm.data.processor import load_processor
 from rlinf_vlm.models.loading import empty_model, load_weights
+from rlinf_vlm.models.naming import Naming
 from rlinf_vlm.types import UserError
 from toolkits.ckpt_convertor.fsdp_convertor.adapter import Adapter, write_adapter
 from toolkits.ckpt_convertor.fsdp_convertor.matching import Plan
-from toolkits.ckpt_convertor.fsdp_convertor.naming import Naming
 
 QUESTION = "What is in the picture?"
 SIDES = (112, 84)

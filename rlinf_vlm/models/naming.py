@@ -4,14 +4,14 @@ Dataflow: config.json -> the model without weights (parameters on the meta devic
 loading -> ``Unit``: tensors on disk that belong to parameters in memory, and the way from one to the other.
 Invariants: no weight is allocated; the rules are those that ``from_pretrained`` applies, so old names (``visual.*``),
 new names (``model.visual.*``) and layouts that differ on disk (experts) need no table here. Tied parameters have one
-name, the first.
-Not here: which tensors a checkpoint has (matching.py).
+name, the first. Adapters in the model are passed over, and the layers beside them named as without them.
+Not here: reading (weight_files.py), and putting into a model what was read (filling.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,19 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from rlinf_vlm.models.lora import is_adapter
+from rlinf_vlm.models.policy import VisionLanguageModel
+from rlinf_vlm.models.weight_files import TensorInfo
 from rlinf_vlm.types import UserError
-from toolkits.ckpt_convertor.fsdp_convertor.tensors import TensorInfo
+
+_SHOWN = 5
+_MISSING = "the folder lacks {count} tensors that its config.json needs ({names})"
+_EXTRA = "its config.json has no place for the tensor {names}"
+_MISSHAPEN = "{names}"
+
+
+class _Misfit(Exception):
+    """Tensors that a converter cannot take, or makes something else of than the model has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,21 +55,24 @@ class Unit:
 
 
 class Naming:
-    """The rules of one model. ``model``: transformers', its parameters on the meta device."""
+    """The rules of one model. ``model``: transformers', its parameters on the meta device; not yet sharded."""
 
     def __init__(self, model: Any) -> None:
+        def plain(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+            return ((VisionLanguageModel.hf_state_name(name), value) for name, value in tensors if not is_adapter(name))
+
         rules: Any = get_model_conversion_mapping(model)
         self._model = model
         self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        self._state: dict[str, torch.Tensor] = model.state_dict()
+        self._state: dict[str, torch.Tensor] = dict(plain(model.state_dict().items()))
         # What from_pretrained passes over: the model's own list, and buffers that were once saved and are no more.
         buffers = [name for name, _ in model.named_buffers()]
         once_saved = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
         self._ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         self._ignored |= {pattern for end, pattern in once_saved.items() if any(name.endswith(end) for name in buffers)}
         first: dict[int, str] = {}
-        tied = model.named_parameters(remove_duplicate=False)
+        tied = plain(model.named_parameters(remove_duplicate=False))
         self._canonical = {name: first.setdefault(id(parameter), name) for name, parameter in tied}
         self._names: dict[str, list[str]] = {}
         for name, own in self._canonical.items():
@@ -67,9 +81,7 @@ class Naming:
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every parameter, tied ones once."""
-        own = {name: tuple(tensor.shape) for name, tensor in self._model.named_parameters()}
-        assert set(own) == set(self._canonical.values())
-        return own
+        return {name: self.shape(name) for name in self._names}
 
     def aliases(self, name: str) -> list[str]:
         """All names of a parameter or saved buffer, its own first."""
@@ -105,37 +117,54 @@ class Naming:
         """Whether the model passes over a stored tensor of this name (buffers that older versions saved)."""
         return name not in self._state and any(re.search(pattern, name) for pattern in self._ignored)
 
-    def units(self, stored: Mapping[str, TensorInfo]) -> list[Unit]:
+    def units(self, stored: Mapping[str, TensorInfo], *, key: str) -> list[Unit]:
         """The model folder's tensors as units, in the order of the model folder.
 
-        Raises UserError when a tensor has no place in the model, or a parameter of the model no tensor.
+        Raises UserError, beginning with ``key`` (the setting that names the folder), when a tensor has no place in the
+        model or another shape, or a parameter or saved buffer of the model no tensor.
         """
         groups: dict[str, list[str]] = {}
         found: dict[str, Unit | None] = {}
+        problems: dict[str, list[str]] = {}
         for name in sorted(stored, key=dot_natural_key):
             target, pattern = self._rename(name)
             if pattern is not None:
                 groups.setdefault(target, []).append(name)
                 found[target] = None
             elif target in self._state:
-                self._check_shape(name, stored[name].shape, self._state[target].shape)
+                problems.setdefault(_MISSHAPEN, []).extend(self._misfit(name, stored[name].shape, target))
                 found[name] = Unit(disk=(name,), memory=(self._canonical.get(target, target),))
             elif self.is_ignored(name) or self.is_ignored(target):
                 found[name] = Unit(disk=(name,), memory=())
             else:
-                raise UserError(
-                    f"model.model_path: its config.json has no place for the tensor {name}; copy the folder again"
-                )
+                problems.setdefault(_EXTRA, []).append(name)
         for target, names in groups.items():
-            found[target] = self._group(target, names, stored)
+            try:
+                found[target] = self._group(target, names, stored)
+            except _Misfit as error:
+                problems.setdefault(_MISSHAPEN, []).append(str(error))
         units = [unit for unit in found.values() if unit is not None]
-        missing = sorted(set(self.parameters) - {name for unit in units for name in unit.memory})
-        if missing:
-            raise UserError(
-                f"model.model_path: the folder lacks {len(missing)} tensors that its config.json needs "
-                f"({', '.join(missing[:5])}); copy the folder again"
-            )
+        taken = {name for unit in units for name in unit.memory}
+        if not problems.get(_MISSHAPEN):
+            problems[_MISSING] = [
+                name for name in dict.fromkeys(map(self.own, self._state)) if self._lacks(name, taken)
+            ]
+        self._complain(problems, key)
         return units
+
+    def rows_to_memory(self, unit: Unit, stored: Mapping[str, TensorInfo]) -> tuple[int, int] | None:
+        """The two dimensions to exchange in rows (parts along the first dimension) of the unit's one tensor on disk to
+        have the same rows in memory; (0, 0) to leave them, None where rows do not correspond to rows."""
+        if unit.converter is None:
+            return 0, 0
+        steps = unit.converter.operations
+        if len(unit.disk) != 1 or len(unit.memory) != 1 or len(steps) != 1 or not isinstance(steps[0], Transpose):
+            return None
+        shape = stored[unit.disk[0]].shape
+        if steps[0].check_dims and shape == self.shape(unit.memory[0]):
+            return 0, 0
+        first, second = steps[0].dim0 % len(shape), steps[0].dim1 % len(shape)
+        return (first, second) if first and second else None
 
     def to_memory(self, unit: Unit, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Disk name -> tensor, all of the unit's, as memory name -> tensor."""
@@ -188,22 +217,43 @@ class Naming:
             unit = Unit(disk=unit.disk, memory=tuple(made), converter=unit.converter)
             back = self.to_disk(unit, made, stored)
         except (KeyError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(
-                f"model.model_path: the tensors for {target} ({len(names)}, {names[0]}) do not fit its config.json "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); copy the folder again"
+            raise _Misfit(
+                f"the tensors for {target} ({len(names)}, {names[0]}) do not fit its config.json "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             ) from error
-        for name, tensor in made.items():
-            self._check_shape(name, tensor.shape, self._state[name].shape if name in self._state else None)
-        for name, tensor in back.items():
-            self._check_shape(name, tensor.shape, stored[name].shape)
+        wrong = [text for name, tensor in made.items() for text in self._misfit(name, tensor.shape, name)]
+        wrong += [
+            f"{name} has the shape {list(stored[name].shape)}, its config.json says {list(tensor.shape)}"
+            for name, tensor in back.items()
+            if tuple(tensor.shape) != stored[name].shape
+        ]
+        if wrong:
+            raise _Misfit(wrong[0])
         return unit
 
-    def _check_shape(self, name: str, shape: Iterable[int], wanted: Iterable[int] | None) -> None:
-        if wanted is None or tuple(shape) != tuple(wanted):
-            there = "no such tensor" if wanted is None else str(list(wanted))
+    def _misfit(self, name: str, shape: Iterable[int], target: str) -> list[str]:
+        """What is wrong with a tensor of ``shape`` in the place of ``target``; empty when nothing is."""
+        wanted = self.shape(target) if target in self._state else None
+        if tuple(shape) == wanted:
+            return []
+        there = "no such tensor" if wanted is None else str(list(wanted))
+        return [f"{name} has the shape {list(shape)}, its config.json says {there}"]
+
+    def _lacks(self, name: str, taken: Collection[str]) -> bool:
+        """Whether nothing was found for a parameter or a saved buffer, which may not be passed over."""
+        may_lack = self._model._keys_to_ignore_on_load_missing or ()
+        return name not in taken and (name in self._names or not any(re.search(pattern, name) for pattern in may_lack))
+
+    def _complain(self, problems: Mapping[str, Sequence[str]], key: str) -> None:
+        texts = []
+        for template, names in problems.items():
+            if names:
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                texts.append(template.format(count=len(names), names=", ".join(names[:_SHOWN]) + more))
+        if texts:
             raise UserError(
-                f"model.model_path: {name} has the shape {list(shape)}, its config.json says {there}; "
-                "copy the folder again"
+                f"{key}: {'; '.join(texts)}; the weights belong to another config.json than this one of a "
+                f"{type(self._model).__name__}: copy the folder again"
             )
 
     def _convert(self, rule: Any, target: str) -> dict[str, torch.Tensor]:
