@@ -36,28 +36,43 @@ def compile_blocks(blocks: Iterable[nn.Module], *, whole: bool, backend: str | C
             # does not see the marks; there, a size becomes dynamic once it has changed (None).
             dynamic = False if whole else None
             compiled[kind] = torch.compile(kind.forward, fullgraph=whole, dynamic=dynamic, backend=backend)
-        block.forward = partial(_run, compiled[kind], block)
+        block.forward = partial(_run, compiled[kind], torch.get_num_threads(), block)
 
 
 def compile_function(
     function: Callable[..., Any], backend: str | Callable[..., Any] = "inductor"
 ) -> Callable[..., Any]:
     """``function`` of tensors [N, ...] and [N], one graph for all N > 1."""
-    return partial(_run_rows, torch.compile(function, fullgraph=True, dynamic=False, backend=backend), function)
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+    return partial(_run_rows, compiled, torch.get_num_threads(), function)
 
 
-def _run(compiled: Callable[..., Any], block: nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _run(
+    compiled: Callable[..., Any], threads: int, block: nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """``hidden`` [.., T, width]; floats among the arguments are [.., T, width] too, integers [.., T] or [S + 1]."""
+    _compute_with(threads)
     mark_tokens(hidden, args, kwargs)
     return compiled(block, hidden, *args, **kwargs)
 
 
-def _run_rows(compiled: Callable[..., Any], plain: Callable[..., Any], *tensors: torch.Tensor) -> Any:
+def _run_rows(compiled: Callable[..., Any], threads: int, plain: Callable[..., Any], *tensors: torch.Tensor) -> Any:
     if tensors[0].shape[0] < 2:  # sizes 0 and 1 are never dynamic: each would be a graph of its own
         return plain(*tensors)
+    _compute_with(threads)
     for tensor in tensors:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     return compiled(*tensors)
+
+
+def _compute_with(threads: int) -> None:
+    """Gives the calling thread the number of computing threads that the graphs were made with.
+
+    Backward has threads of its own, in which layers are recomputed; theirs is another number, and to compiled code
+    that is another world.
+    """
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def mark_tokens(*values: Any) -> None:

@@ -62,9 +62,8 @@ class ActorWorker:
         self.passes = passes
         self.device = torch.device(context.device)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loading processes are forked
-        # Said even where it changes nothing: threads of the backward pass take over only what was said, and compiled
-        # code is compiled again where it meets another number.
-        torch.set_num_threads(context.num_threads or torch.get_num_threads())
+        if context.num_threads:
+            torch.set_num_threads(context.num_threads)
         disable_progress_bar()
         # Each tensor from a loading process is an open file here; at the usual limit of 1,024 the loader hangs.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -20,8 +20,8 @@ from rlinf_vlm.types import UserError
 
 H200 = Circumstances(
     on_gpu=True, trains=True, packs=True, packing=True, world_size=1, has_experts=False, vision_mlp=3420,
-    parameters=3_754_622_976, trained=3_754_622_976, largest_block=77_000_000, hidden_size=2048, num_layers=36, tokens=8192, shard=1,
-    memory=140 * GIB,
+    parameters=3_754_622_976, trained=3_754_622_976, largest_block=77_000_000, hidden_size=2048, num_layers=36,
+    tokens=8192, shard=1, memory=140 * GIB,
 )  # fmt: skip
 LAPTOP = replace(
     H200, on_gpu=False, parameters=2_000_000, trained=2_000_000, memory=16 * GIB, vision_mlp=96,
