@@ -91,6 +91,12 @@ class ShardedModel:
             self.root.set_reshard_after_backward(is_last)
         (loss * self.world_size).backward()
 
+    def release(self) -> None:
+        """Frees parameters that a forward pass without a backward pass left gathered."""
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def clip_gradients(self, max_norm: float | None) -> float:
         """The global L2 norm of the gradient before clipping it to ``max_norm`` (None: only measured)."""
         trained = [parameter for parameter in self.module.parameters() if parameter.grad is not None]

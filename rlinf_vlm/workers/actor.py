@@ -143,6 +143,7 @@ class ActorWorker:
         self.policy.module.eval()
         batches = self.feed.evaluation(blank_images)
         records = evaluate(self._score, batches, self.tokenizer)
+        self.policy.sharded.release()
         self.policy.module.train()
         return records
 
