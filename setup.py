@@ -15,6 +15,7 @@ setup(
         "accelerate>=1.10",
         "datasets>=4.0",
         "hydra-core>=1.3.2,<1.4",
+        "math-verify>=0.9,<0.10",
         "numpy>=1.26",
         "omegaconf>=2.3,<2.4",
         "pandas>=2.2",

@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "config": {"types", "registry"},
     "algorithms": BASE,
     "evaluation": BASE,
+    "rewards": BASE,
     "data": BASE,
     "models": BASE,
     "distributed": BASE,
     "cluster": BASE,
-    "workers": BASE | {"algorithms", "evaluation", "data", "models", "distributed", "workers"},
+    "workers": BASE | {"algorithms", "evaluation", "data", "models", "distributed", "rewards", "workers"},
     # What runners see of models and data is what loads no torch: families, folders, kinds, files.
     "runners": BASE | {"evaluation", "cluster", "data", "models"},
 }
@@ -45,6 +46,9 @@ HEAVY_ONLY_IN = {
     },
     "datasets": {"data/hub.py"},
     "peft": {"models/lora.py"},
+    "math_verify": {"rewards/expressions.py"},
+    "sympy": {"rewards/expressions.py"},
+    "latex2sympy2_extended": {"rewards/expressions.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -101,6 +105,15 @@ def loaded_by(statement: str, *packages: str) -> list[str]:
 )
 def test_light_modules_load_nothing_heavy(module):
     assert loaded_by(f"import rlinf_vlm.{module}", "torch", "transformers", "ray", "vllm", "hydra", "datasets") == []
+
+
+@pytest.mark.parametrize("module", ["rewards", "rewards.pool", "rewards.pool_worker", "rewards.protocol", "algorithms"])
+def test_naming_rewards_and_algorithms_loads_none(module):
+    assert loaded_by(f"import rlinf_vlm.{module}", "torch", "sympy", "math_verify", "transformers") == []
+
+
+def test_grading_loads_no_torch():
+    assert loaded_by("import rlinf_vlm.rewards.math", "torch", "transformers", "sympy") == ["sympy"]
 
 
 def test_checking_a_config_loads_no_torch_and_no_ray():
