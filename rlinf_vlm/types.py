@@ -73,11 +73,18 @@ class Conversation:
     question: str
     """What is asked, for the per-sample file."""
     answer: str
-    """The target text, for the per-sample file."""
+    """What is right: the target text, or what a grader compares with (geo3k: 5 where the target is
+    ``Answer: \\boxed{5}``)."""
     choices: tuple[str, ...] = ()
     """Every choice as target text of the last assistant message; empty for an open question."""
     choice_index: int | None = None
     """Which of ``choices`` is right; None for an open question."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the target: what a model is asked to continue. All of them where no target ends them."""
+        answered = bool(self.messages) and self.messages[-1].role == "assistant"
+        return self.messages[:-1] if answered else self.messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

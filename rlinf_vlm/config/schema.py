@@ -144,13 +144,21 @@ class RunnerConfig(Block):
         return value
 
 
+KIND_COLUMNS: dict[str, dict[str, Any]] = {
+    "geo3k": {"prompt_key": "problem", "image_keys": ("images",)},
+    "maye": {"solution_key": "solution"},
+}
+"""data.dataset_name -> the columns that it has by other names than a field's default."""
+
+
 class DataConfig(Block):
     """Files, columns, and how rows become samples."""
 
     type: Literal["vlm"] = "vlm"
     """Kind of data: images and text."""
     dataset_name: str = "robo2vlmsft"
-    """How a row is read: robo2vlmsft (choice question), messages (chat or question/answer), or package.module:Thing."""
+    """How a row is read: robo2vlmsft (choice question), messages (chat or question/answer), geo3k or maye (question
+    whose answer is graded), or package.module:Thing."""
     train_data_paths: str | tuple[str, ...] | None
     """Training rows: a parquet, json, jsonl or arrow file, a folder, a glob, a list of them, or a hub id "org/name" or
     "org/name:split" (split train if unnamed). null evaluates only."""
@@ -158,17 +166,22 @@ class DataConfig(Block):
     """Evaluation rows, likewise (a hub id's split is test if unnamed). null never evaluates. Also read as
     val_data_paths."""
     prompt_key: str = "question"
-    """Column of the question."""
+    """Column of the question. Left out: question, of geo3k problem."""
     choice_key: str | None = None
     """Column of the choices; null for open questions."""
     answer_key: str = "answer"
     """Column of the answer."""
     image_keys: tuple[str, ...] = ("image",)
-    """Columns that hold an image or a list of images, in order; [] for text only."""
+    """Columns that hold an image or a list of images, in order; [] for text only. Left out: image, of geo3k images."""
     messages_key: str | None = None
     """Column of the chat messages (dataset messages); null reads prompt_key and answer_key instead."""
+    solution_key: str | None = None
+    """Column of the worked solution that ends with the boxed answer (dataset maye; left out: solution). null:
+    supervised fine-tuning learns the boxed answer alone."""
     system_prompt: str | None = None
     """System message put before conversations that have none; null leaves it to the chat template."""
+    prompt_suffix: str | None = None
+    """Put after the last question, on a new line unless it begins with white space; null puts nothing there."""
     apply_chat_template: bool = True
     """Render with the model's chat template; false joins prompt and answer plainly. Also read as use_chat_template."""
     max_prompt_length: int | None = Field(default=None, ge=1)
@@ -203,7 +216,9 @@ class DataConfig(Block):
     @classmethod
     def _aliases(cls, values: Any) -> Any:
         values = merge_alias(values, "val_data_paths", "eval_data_paths")
-        return merge_alias(values, "use_chat_template", "apply_chat_template")
+        values = merge_alias(values, "use_chat_template", "apply_chat_template")
+        known = KIND_COLUMNS.get(str(values.get("dataset_name")), {}) if isinstance(values, dict) else {}
+        return {**known, **values} if known else values
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:

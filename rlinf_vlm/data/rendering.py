@@ -88,6 +88,16 @@ class Renderer:
         images = [self.images(ref, base) for ref in conversation.images]
         return self._sample(conversation, images, row=row, choice=conversation.choice_index)
 
+    def render_prompt(self, conversation: Conversation, *, row: int, base: Path | None = None) -> Sample:
+        """What the model is asked to continue, up to the place where it begins to speak; nothing in it is supervised.
+
+        The ids are the first ``prompt_length`` of what ``render`` gives. Raises RowError when the row cannot be used.
+        """
+        images = [self.images(ref, base) for ref in conversation.images]
+        text, _ = self._with_bos(self.prompt_text(conversation.prompt), [])
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._finish(conversation, images, self._expand(ids, [False] * len(ids), images), row=row)
+
     def render_choices(self, conversation: Conversation, *, row: int, base: Path | None = None) -> list[Sample]:
         """One sample for every choice in place of the last answer, in the order of the choices; else just the one."""
         if not conversation.choices:
@@ -141,7 +151,20 @@ class Renderer:
         text, spans = self._text_and_spans(conversation.messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         supervised = self._supervised(encoding["input_ids"], encoding["offset_mapping"], spans, text)
-        ids, labels = self._expand(encoding["input_ids"], supervised, images)
+        expanded = self._expand(encoding["input_ids"], supervised, images)
+        return self._finish(conversation, images, expanded, row=row, choice=choice)
+
+    def _finish(
+        self,
+        conversation: Conversation,
+        images: Sequence[ProcessedImage],
+        expanded: tuple[list[int], list[int]],
+        *,
+        row: int,
+        choice: int | None = None,
+    ) -> Sample:
+        """The sample of ``expanded`` ids and labels. Raises RowError where it is longer than it may be."""
+        ids, labels = expanded
         prompt_length = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), len(ids))
         self._check_lengths(prompt_length, len(ids))
         input_ids = torch.tensor(ids, dtype=torch.int64)

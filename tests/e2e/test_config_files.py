@@ -25,13 +25,14 @@ def dry(name: str, small_run: Path, *overrides: str) -> int:
 
 
 def test_there_are_experiments_and_models():
-    assert {"custom_sft_vlm", "robo2vlm_sft", "easy_vqa_choices"} <= set(EXPERIMENTS)
+    assert {"custom_sft_vlm", "robo2vlm_sft", "easy_vqa_choices", "geo3k_sft"} <= set(EXPERIMENTS)
     assert len(MODELS) == 5
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_planned(name, small_run, capsys):
     columns = ["data.dataset_name=robo2vlmsft", "data.choice_key=choices", "data.answer_key=correct_answer"]
+    columns += ["data.messages_key=null", "data.image_keys=[image]"]
     assert dry(name, small_run, *columns) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
     for part in ("Placement", "CPU slot 0", "samples a step", "learning rate", "Memory", "64 rows", "101 rows"):

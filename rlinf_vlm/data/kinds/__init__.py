@@ -18,6 +18,8 @@ from rlinf_vlm.types import Conversation, UserError
 KINDS = {
     "robo2vlmsft": "rlinf_vlm.data.kinds.robo2vlm:Robo2VLMSFT",
     "messages": "rlinf_vlm.data.kinds.messages:Messages",
+    "geo3k": "rlinf_vlm.data.kinds.geo3k:Geo3k",
+    "maye": "rlinf_vlm.data.kinds.maye:Maye",
 }
 
 
@@ -30,7 +32,9 @@ class KindOptions:
     answer_key: str = "answer"
     image_keys: tuple[str, ...] = ("image",)
     messages_key: str | None = None
+    solution_key: str | None = None
     system_prompt: str | None = None
+    prompt_suffix: str | None = None
 
 
 class DatasetKind(Protocol):
@@ -71,7 +75,15 @@ class KindSettings(Protocol):
         """As in ``KindOptions``."""
 
     @property
+    def solution_key(self) -> str | None:
+        """As in ``KindOptions``."""
+
+    @property
     def system_prompt(self) -> str | None:
+        """As in ``KindOptions``."""
+
+    @property
+    def prompt_suffix(self) -> str | None:
         """As in ``KindOptions``."""
 
 
@@ -83,7 +95,9 @@ def make_kind(settings: KindSettings) -> DatasetKind:
         answer_key=settings.answer_key,
         image_keys=tuple(settings.image_keys),
         messages_key=settings.messages_key,
+        solution_key=settings.solution_key,
         system_prompt=settings.system_prompt,
+        prompt_suffix=settings.prompt_suffix,
     )
     try:
         found = resolve("data.dataset_name", settings.dataset_name, KINDS)

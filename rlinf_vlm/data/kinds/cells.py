@@ -49,6 +49,15 @@ def answer_cell(row: Mapping[str, Any], column: str) -> str:
     return str(value)
 
 
+def solved_cell(row: Mapping[str, Any], column: str) -> str:
+    """An answer that a grader compares with: as ``answer_cell``, without outer blanks. Raises RowError where none is
+    left."""
+    answer = answer_cell(row, column).strip()
+    if not answer:
+        raise RowError(f"column {column!r} holds {shown(row[column])}, which is no answer to compare with")
+    return answer
+
+
 def image_cells(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
     """All images of ``columns``, in order, undecoded; a null cell holds none."""
     return tuple(image for column in columns for image in image_list(cell(row, column)))

@@ -31,6 +31,7 @@ from rlinf_vlm.data.kinds.cells import (
     shown,
     text_cell,
 )
+from rlinf_vlm.data.kinds.turns import ask, dress, refuse
 from rlinf_vlm.types import Conversation, ImagePart, Message, RowError, UserError
 
 ROLES = {
@@ -57,6 +58,7 @@ class Messages:
                 f"data.choice_key={options.choice_key!r} is not read with data.messages_key={options.messages_key!r}; "
                 "set one of them to null"
             )
+        refuse(options, "messages", "solution_key")
         self._options = options
 
     def required_columns(self) -> tuple[tuple[str, str], ...]:
@@ -86,11 +88,10 @@ class Messages:
             choices = choice_texts(row[options.choice_key], options.choice_key)
             index = find_choice(answer, choices)
             answer = choices[index]
-        messages = (Message(role="user", parts=user), Message(role="assistant", parts=(answer,)))
         return Conversation(
-            messages=self._with_system(messages),
+            messages=ask(user, answer, options),
             images=images,
-            question=_text(messages[0]).strip(),
+            question="".join(part for part in user if isinstance(part, str)).strip(),
             answer=answer,
             choices=choices,
             choice_index=index,
@@ -111,17 +112,11 @@ class Messages:
         messages = tuple(Message(role=role, parts=_parts(pieces)) for role, pieces in turns)
         last_user = len(roles) - 1 - roles[::-1].index("user")
         return Conversation(
-            messages=self._with_system(messages),
+            messages=dress(messages, self._options),
             images=references,
             question=_text(messages[last_user]).strip(),
             answer=_text(messages[-1]),
         )
-
-    def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        prompt = self._options.system_prompt
-        if prompt is None or any(message.role == "system" for message in messages):
-            return messages
-        return (Message(role="system", parts=(prompt,)), *messages)
 
 
 def _turns(value: Any, column: str) -> Iterator[tuple[str, list[Piece]]]:

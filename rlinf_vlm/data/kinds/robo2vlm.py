@@ -23,7 +23,8 @@ from rlinf_vlm.data.kinds.cells import (
     put_first,
     text_cell,
 )
-from rlinf_vlm.types import Conversation, Message, RowError, UserError
+from rlinf_vlm.data.kinds.turns import ask, refuse
+from rlinf_vlm.types import Conversation, RowError, UserError
 
 
 class Robo2VLMSFT:
@@ -38,6 +39,7 @@ class Robo2VLMSFT:
                 f"data.messages_key={options.messages_key!r} is not read by dataset_name=robo2vlmsft; set it to null, "
                 "or set data.dataset_name=messages"
             )
+        refuse(options, "robo2vlmsft", "solution_key")
         self._options = options
         self._choice_key = options.choice_key
 
@@ -62,11 +64,8 @@ class Robo2VLMSFT:
         targets = tuple(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
         images = image_cells(row, self._options.image_keys)
         user = put_first(place_images(prompt_text(question, targets)), len(images))
-        messages = [Message(role="user", parts=user), Message(role="assistant", parts=(targets[index],))]
-        if self._options.system_prompt is not None:
-            messages.insert(0, Message(role="system", parts=(self._options.system_prompt,)))
         return Conversation(
-            messages=tuple(messages),
+            messages=ask(user, targets[index], self._options),
             images=images,
             question=question,
             answer=targets[index],

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from rlinf_vlm.data.kinds import KINDS, DatasetKind, KindOptions, check_columns, make_kind
+from rlinf_vlm.data.kinds.geo3k import Geo3k
+from rlinf_vlm.data.kinds.maye import Maye
 from rlinf_vlm.data.kinds.messages import Messages
 from rlinf_vlm.data.kinds.robo2vlm import Robo2VLMSFT
 from rlinf_vlm.registry import load_dotted
@@ -177,7 +179,9 @@ class Settings:
     answer_key: str = "answer"
     image_keys: tuple[str, ...] = ("image",)
     messages_key: str | None = None
+    solution_key: str | None = None
     system_prompt: str | None = None
+    prompt_suffix: str | None = None
 
 
 class Upper:
@@ -194,9 +198,11 @@ class Upper:
 
 
 def test_every_name_of_the_table_makes_a_kind() -> None:
-    assert set(KINDS) == {"robo2vlmsft", "messages"}
+    assert set(KINDS) == {"robo2vlmsft", "messages", "geo3k", "maye"}
     assert load_dotted(KINDS["robo2vlmsft"]) is Robo2VLMSFT
     assert load_dotted(KINDS["messages"]) is Messages
+    assert load_dotted(KINDS["geo3k"]) is Geo3k
+    assert load_dotted(KINDS["maye"]) is Maye
 
 
 def test_a_kind_is_made_from_settings() -> None:
@@ -214,6 +220,11 @@ def test_a_kind_is_made_from_settings() -> None:
         (Settings("robo2vlmsft"), "data.choice_key=null"),
         (Settings("robo2vlmsft", choice_key="c", messages_key="m"), "data.messages_key='m' is not read"),
         (Settings("messages", choice_key="c", messages_key="m"), "data.choice_key='c' is not read"),
+        (Settings("messages", solution_key="s"), "data.solution_key='s' is not read by dataset_name=messages"),
+        (Settings("robo2vlmsft", choice_key="c", solution_key="s"), "data.solution_key='s' is not read"),
+        (Settings("geo3k", solution_key="s"), "data.solution_key='s' is not read by dataset_name=geo3k"),
+        (Settings("geo3k", choice_key="c"), "data.choice_key='c' is not read by dataset_name=geo3k"),
+        (Settings("maye", messages_key="m"), "data.messages_key='m' is not read by dataset_name=maye"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings: Settings, text: str) -> None:

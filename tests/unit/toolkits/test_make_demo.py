@@ -253,3 +253,70 @@ def test_folder_of_other_things_is_never_replaced(tmp_path: Path, force: bool) -
 def test_command_exits_2_on_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     assert make_demo.main(["--out", str(tmp_path)]) == 2
+
+
+# the geometry demo
+
+GEOMETRY = make_demo.GeometrySettings(train_rows=43, test_rows=43)
+
+
+@pytest.fixture(scope="module")
+def geometry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A geometry demo of one row a kind and split."""
+    out = tmp_path_factory.mktemp("drawn") / "demo"
+    assert make_demo.make_geometry(out, GEOMETRY)
+    return out / "geometry"
+
+
+def test_geometry_has_tables_a_model_and_a_marker(geometry: Path) -> None:
+    assert sorted(path.name for path in geometry.iterdir()) == ["demo.json", "model", "test.parquet", "train.parquet"]
+    for split in ("train", "test"):
+        table = pq.read_table(geometry / f"{split}.parquet")
+        assert table.column_names == ["problem", "answer", "images", "messages", "kind", "level"]
+        assert table.num_rows == 43
+    state = json.loads((geometry / "demo.json").read_text())
+    assert (state["train_rows"], state["side"], state["max_level"], state["seed"]) == (43, 140, 4, 0)
+
+
+def test_geometry_model_reads_its_problems(geometry: Path) -> None:
+    processor = AutoProcessor.from_pretrained(geometry / "model")
+    rows = pq.read_table(geometry / "train.parquet").to_pylist()
+    for row in rows:
+        text = row["messages"][1]["content"]
+        ids = processor.tokenizer.encode(text)
+        assert processor.tokenizer.decode(ids) == text
+        assert len(ids) <= 32, f"{text!r} takes {len(ids)} tokens"
+        assert len(processor.tokenizer.encode(row["problem"].removeprefix("<image>"))) <= 12
+    image = Image.open(io.BytesIO(rows[0]["images"][0]["bytes"]))
+    inputs = processor(text=["<|vision_start|><|image_pad|><|vision_end|>?"], images=[image], return_tensors="pt")
+    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == 25, "the picture is not seen as it is"
+
+
+def test_each_demo_leaves_the_other_alone(geometry: Path) -> None:
+    out = geometry.parent
+    made = (geometry / "train.parquet").read_bytes()
+    assert make_demo.make_geometry(out, GEOMETRY) is False
+    assert make_demo.make_demo(out, max_rows=8) is True
+    assert make_demo.make_demo(out, force=True, max_rows=9) is True
+    assert json.loads((out / "demo.json").read_text())["train_rows"] == 9
+    assert (geometry / "train.parquet").read_bytes() == made
+    assert make_demo.make_geometry(out, GEOMETRY, force=True) is True
+    assert (geometry / "train.parquet").read_bytes() == made, "the same seed gives other rows"
+    assert json.loads((out / "demo.json").read_text())["train_rows"] == 9
+    assert [path.name for path in out.parent.iterdir()] == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--side", "100"], "--side=100: pictures are 140, 168, 196, 224 pixels wide"),
+        (["--max-level", "5"], "--max-level=5: kinds have levels 1 to 4"),
+        (["--test-rows", "0"], "--train-rows=4000 and --test-rows=0: both must be at least 1"),
+    ],
+)
+def test_geometry_command_names_the_mistake(
+    arguments: list[str], text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert make_demo.main(["geometry", "--out", str(tmp_path / "demo"), *arguments]) == 2
+    assert text in caplog.text
+    assert list(tmp_path.iterdir()) == []
