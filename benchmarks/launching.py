@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import yaml
 
-from benchmarks.results import Failure, Outcome, StepFigures, step_figures, summarise
+from benchmarks.results import Failure, Outcome, StepFigures, check_appendable, step_figures, summarise
 from benchmarks.workload import ModelSize, Order, Workload, check_replaceable, is_complete, read_workload
 from rlinf_vlm.models.flops import model_shape
 from rlinf_vlm.runners.preflight import count_local_gpus
@@ -89,8 +89,12 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int) -> None:
     add("--samples", type=positive, help=f"rows of a rank a step (default: {LARGE_SAMPLES}, small: {SMALL_SAMPLES})")
     add("--tokens", type=positive, default=8192, help="token budget of a micro-batch (default: 8192)")
     add("--rows", type=positive, help="rows of the workload, read over and over (default: 2304, small: 192)")
-    add("--workers", type=int, help="loading processes of a rank (default: the cores' share less one, at most 8)")
-    add("--timeout", type=float, default=600.0, help="seconds that one run may take (default: 600)")
+    add(
+        "--workers",
+        type=not_negative,
+        help="loading processes of a rank (default: the cores' share less one, at most 8)",
+    )
+    add("--timeout", type=positive, default=600, help="seconds that one run may take (default: 600)")
     add("--work", type=Path, help="folder of rows and model, kept for the next time (default: benchmarks/.work/MODEL)")
     add("--out", type=Path, help="append each result to this JSONL file as soon as it is there")
     add("--markdown", action="store_true", help="print tables as markdown")
@@ -98,8 +102,15 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int) -> None:
 
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -110,6 +121,7 @@ def run_options(options: argparse.Namespace, ranks: int) -> RunOptions:
         raise UserError(f"--steps={options.steps} and --warmup={options.warmup} leave no step; raise --steps")
     if not small and ranks > available_gpus():
         raise UserError(f"--gpus={ranks}, but {available_gpus()} GPUs are here; lower it, or add --small for the CPU")
+    check_appendable(options.out)
     cores = len(os.sched_getaffinity(0)) // ranks
     return RunOptions(
         work=(options.work or ROOT / "benchmarks" / ".work" / ("small" if small else "3b")).resolve(),
@@ -230,10 +242,12 @@ def watch(
     """Runs ``command`` to its end or for ``timeout`` seconds, its output to ``out``: (exit status, None where the time
     was up; seconds until the file ``first_sign`` had something in it, None where that did not happen)."""
     start = time.perf_counter()
+    first_step_s = None
+    # The run has a session of its own: who ends the benchmark would leave it on the GPUs.
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     process = subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
     )
-    first_step_s = None
     try:
         while process.poll() is None:
             elapsed = time.perf_counter() - start
@@ -246,6 +260,7 @@ def watch(
     finally:
         if process.poll() is None:
             _end(process)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

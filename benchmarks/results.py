@@ -22,6 +22,7 @@ from rich.table import Table as RichTable
 
 from benchmarks.workload import Workload
 from rlinf_vlm.models.flops import ModelShape, Work, step_flops
+from rlinf_vlm.types import UserError
 
 WIDTH = 160
 """Characters of a line where standard output is no terminal."""
@@ -227,6 +228,17 @@ def ratio(outcome: Outcome, reference: Outcome) -> str:
     if isinstance(outcome, Failure) or isinstance(reference, Failure):
         return ""
     return f"{outcome.tokens_per_second / reference.tokens_per_second:.2f}"
+
+
+def check_appendable(path: Path | None) -> None:
+    """Raises UserError where ``append`` could not write to ``path``: better before the runs than after them."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"--out={path}: cannot be written ({error.strerror}); name another file") from error
 
 
 def append(path: Path | None, record: Mapping[str, Any]) -> None:

@@ -56,7 +56,7 @@ def rank_counts(text: str | None, *, small: bool) -> list[int]:
         most = 2 if small or not available_gpus() else available_gpus()
         return [2**power for power in range(most.bit_length())]
     pieces = text.split(",")
-    if not all(piece.isdigit() and int(piece) > 0 for piece in pieces):
+    if not all(piece.isdecimal() and int(piece) > 0 for piece in pieces):
         raise UserError(f"--gpus={text}: not a list of numbers of GPUs; write it like 1,2,4")
     return [int(piece) for piece in pieces]
 

@@ -244,6 +244,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of rows and weights (default: 0)")
     options = parser.parse_args(arguments)
     try:
+        if options.rows < 1:
+            raise UserError(f"--rows={options.rows}: a workload has rows; give a whole number above 0")
         order = Order(model=options.model, rows=options.rows, seed=options.seed)
         out = options.out.resolve()
         if not is_complete(out, order):

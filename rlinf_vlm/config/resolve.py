@@ -237,6 +237,7 @@ def estimate_memory(
     parameters: int,
     trained: int,
     largest_block: int,
+    outside: int,
     shard: int,
     reshard: bool,
     accumulate: bool,
@@ -245,19 +246,20 @@ def estimate_memory(
     """Bytes on one rank for ``parameters`` parameters, ``trained`` of them trained, sharded over ``shard`` ranks.
 
     Adam holds two moments in the master precision. Gradients are accumulated unsharded in reduce_dtype between
-    micro-batches (``accumulate``), hence the full count of what is trained; else a shard of them, and two blocks on
-    their way. With ``reshard`` one block of ``largest_block`` parameters is gathered at a time (two with prefetch),
-    else all of them.
+    micro-batches (``accumulate``), hence the full count of what is trained; else a shard of them, and on their way two
+    blocks and what is ``outside`` of blocks. With ``reshard`` one block of ``largest_block`` parameters is gathered at
+    a time (two with prefetch) beside the ``outside``, which stays gathered; else all of them are.
     """
     master = BYTES[actor.model.precision]
     compute = BYTES[actor.compute_dtype]
     reduce = BYTES[actor.fsdp_config.mixed_precision.reduce_dtype] if actor.model.precision == "fp32" else master
     local = math.ceil(parameters / shard)
-    reduced = math.ceil(trained / shard) + min(trained, 2 * largest_block)
+    in_use = 2 * largest_block + outside
+    reduced = math.ceil(trained / shard) + min(trained, in_use)
     return MemoryEstimate(
         weights=local * master,
         gradients=(trained if accumulate else reduced) * reduce,
         optimizer=2 * math.ceil(trained / shard) * master,
-        gathered=(min(parameters, 2 * largest_block) if reshard else parameters) * compute,
+        gathered=(min(parameters, in_use) if reshard else parameters) * compute,
         activations=activations,
     )

@@ -10,8 +10,13 @@ told to. Not here: where costs come from (``loader``, ``rendering``).
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Sequence
+from heapq import heapreplace
 from itertools import accumulate
+
+NEAR = 4
+"""Numbers of bins that are tried one after the other, fewest first."""
 
 
 def cut_by_cost(costs: Sequence[float], parts: int) -> list[int]:
@@ -24,8 +29,10 @@ def cut_by_cost(costs: Sequence[float], parts: int) -> list[int]:
     if not total:
         return [len(costs) * part // parts for part in range(parts + 1)]
     ends = accumulate(costs)
-    owners = [min(parts - 1, int((end - cost / 2) * parts / total)) for end, cost in zip(ends, costs, strict=True)]
-    return [sum(owner < part for owner in owners) for part in range(parts)] + [len(costs)]
+    owned = [0] * parts
+    for end, cost in zip(ends, costs, strict=True):
+        owned[min(parts - 1, int((end - cost / 2) * parts / total))] += 1
+    return list(accumulate(owned, initial=0))
 
 
 def pack_evenly(
@@ -46,11 +53,15 @@ def pack_evenly(
     # Largest first; of equal ones, the earlier.
     order = sorted(range(len(items)), key=lambda place: -sizes[place])
     bins = _best_fit(order, sizes, budget)
-    for count in range(max(at_least, -(-sum(lengths) // budget)), max(at_least, len(bins)) + 1):
-        even = _spread(order, sizes, count)
-        if max((sum(sizes[place] for place in places) for places in even), default=0) <= budget:
-            bins = even
-            break
+    fewest, enough = max(at_least, _fewest(sizes, budget)), max(at_least, len(bins))
+    while fewest <= enough:
+        # By halves: a try takes milliseconds, and items of a third of a budget may need hundreds of bins more.
+        count = fewest if enough - fewest < NEAR else (fewest + enough) // 2
+        even = _spread(order, sizes, count, budget)
+        if even is None:
+            fewest = count + 1
+        else:
+            bins, enough = even, count - 1
     return sorted(sorted(index for place in places for index in items[place]) for places in bins)
 
 
@@ -85,28 +96,37 @@ def _items(lengths: Sequence[int], budget: int, groups: Sequence[int]) -> list[l
     return items
 
 
+def _fewest(sizes: Sequence[int], budget: int) -> int:
+    """A number of bins that is needed at least: of items above a half, a third ... of the budget, one, two ... fit."""
+    by_size = (-(-sum(size * (fit + 1) > budget for size in sizes) // fit) for fit in (1, 2, 3))
+    return max(-(-sum(sizes) // budget), *by_size)
+
+
 def _best_fit(order: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Each item into the fullest bin that has room for it."""
+    """Each item into the fullest bin that has room for it; of equal ones, the first."""
     bins: list[list[int]] = []
-    room: list[int] = []
+    by_room: list[tuple[int, int]] = []
+    """(room, number of the bin), ascending."""
     for place in order:
-        fitting = [number for number, free in enumerate(room) if free >= sizes[place]]
-        if not fitting:
-            fitting = [len(bins)]
+        found = bisect_left(by_room, (sizes[place], 0))
+        room, number = by_room.pop(found) if found < len(by_room) else (budget, len(bins))
+        if number == len(bins):
             bins.append([])
-            room.append(budget)
-        best = min(fitting, key=lambda number: room[number])
-        bins[best].append(place)
-        room[best] -= sizes[place]
+        bins[number].append(place)
+        insort(by_room, (room - sizes[place], number))
     return bins
 
 
-def _spread(order: Sequence[int], sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Each item into the emptiest of ``count`` bins, whatever it then holds; bins without an item are left out."""
+def _spread(order: Sequence[int], sizes: Sequence[int], count: int, budget: int) -> list[list[int]] | None:
+    """Each item into the emptiest of ``count`` bins, of equal ones the first; None where one has no room for it. Bins
+    without an item are left out."""
     bins: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
+    by_load = [(0, number) for number in range(count)]
+    """(tokens, number of the bin), a heap."""
     for place in order:
-        emptiest = min(range(count), key=lambda number: held[number])
-        bins[emptiest].append(place)
-        held[emptiest] += sizes[place]
+        held, number = by_load[0]
+        if held + sizes[place] > budget:
+            return None
+        bins[number].append(place)
+        heapreplace(by_load, (held + sizes[place], number))
     return [places for places in bins if places]

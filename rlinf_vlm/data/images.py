@@ -121,7 +121,8 @@ def _open_struct(ref: Mapping[str, Any], base: Path | None, whole: bool) -> Imag
         return _from_bytes(data, f"{ref.get('path') or ''} ({len(data)} bytes)".strip())
     if ref.get("path"):
         return _from_path(str(ref["path"]), base, whole)
-    raise RowError(f"an image struct has neither bytes nor path (its keys: {', '.join(map(str, ref)) or 'none'})")
+    keys = ", ".join(f"{key} {'null' if value is None else 'set'}" for key, value in ref.items())
+    raise RowError(f"an image struct has neither bytes nor path (its keys: {keys or 'none'})")
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:

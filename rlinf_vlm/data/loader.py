@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,11 @@ from rlinf_vlm.data.balance import link, pack_evenly
 from rlinf_vlm.data.order import RankSteps
 from rlinf_vlm.data.packing import collate, empty_micro_batch, split_by_count
 from rlinf_vlm.data.reading import BadRow, BatchReader, ReadRows
-from rlinf_vlm.types import Conversation, MicroBatch, RowError, Sample
+from rlinf_vlm.data.sharing import SharedMemoryError, share
+from rlinf_vlm.types import Conversation, MicroBatch, RowError, Sample, UserError
+
+WORKER_LOST = "DataLoader worker (pid"
+"""How torch's message begins when a loading process has ended by a signal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class StepCollator:
             )
         except RowError as error:
             return RankStep(micro_batches=(), num_samples=0, bad_rows=bad, failure=str(error), division=rows.division)
+        share(tensor for batch in batches for tensor in _tensors(batch))
         return RankStep(micro_batches=batches, num_samples=len(samples), bad_rows=bad, division=rows.division)
 
     def _groups(self, samples: Sequence[Sample], at_least: int) -> list[list[int]]:
@@ -110,19 +115,19 @@ class EvalCollator:
     def __call__(self, rows: ReadRows) -> EvalBatch:
         """A batch without a usable row still holds an (empty) micro-batch: every rank makes the same passes."""
         bad, samples = _split(rows.items)
-        empty = EvalBatch(micro_batch=empty_micro_batch(), samples=(), bad_rows=bad)
-        if not samples:
-            return empty
+        micro_batch, failure = empty_micro_batch(), None
         try:
-            micro_batch = collate(
-                samples, self.image_token_id, share_images=self.share_images, pixel_dtype=self.pixel_dtype
-            )
+            if samples:
+                micro_batch = collate(
+                    samples, self.image_token_id, share_images=self.share_images, pixel_dtype=self.pixel_dtype
+                )
         except RowError as error:
-            return EvalBatch(micro_batch=empty.micro_batch, samples=(), bad_rows=bad, failure=str(error))
+            samples, failure = [], str(error)
         # The tensors travel in the micro-batch; the samples only say what its segments are.
-        return EvalBatch(
-            micro_batch=micro_batch, samples=tuple(_without_images(item) for item in samples), bad_rows=bad
-        )
+        segments = tuple(_without_images(item) for item in samples)
+        share(_tensors(micro_batch))
+        share(tensor for item in segments for tensor in (item.input_ids, item.labels))
+        return EvalBatch(micro_batch=micro_batch, samples=segments, bad_rows=bad, failure=failure)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +171,29 @@ def _load(reader: BatchReader, batches: Iterable[Sequence[int]], collator: Any, 
             # A batch is a whole step of this rank; one ahead for each process is enough, and shared memory is scarce.
             prefetch_factor=None if not num_workers else max(1, 2 // num_workers),
         )
-        return iter(loader)
+        return _told(iter(loader), num_workers)
+
+
+def _told(batches: Iterator[Any], num_workers: int) -> Iterator[Any]:
+    """``batches``; UserError where a loading process has no shared memory, or is no more."""
+    try:
+        yield from batches
+    except SharedMemoryError as error:  # torch puts the process's traceback before it
+        raise UserError(str(error).strip().splitlines()[-1].partition(f"{SharedMemoryError.__name__}: ")[2]) from error
+    except RuntimeError as error:
+        if not str(error).startswith(WORKER_LOST):
+            raise
+        raise UserError(
+            f"data.num_workers={num_workers}: a loading process has died ({str(error).split('. ')[0]}); if the system "
+            "ended it as memory ran out, lower data.num_workers; data.num_workers=0 loads without such processes"
+        ) from error
+
+
+def _tensors(batch: MicroBatch) -> Iterator[torch.Tensor]:
+    """All tensors of a micro-batch."""
+    values = (getattr(batch, field.name) for field in fields(batch))
+    yield from (value for value in values if isinstance(value, torch.Tensor))
+    yield from batch.image_inputs.values()
 
 
 def _split(items: Sequence[list[Sample] | BadRow]) -> tuple[tuple[BadRow, ...], list[Sample]]:
@@ -189,7 +216,7 @@ def _without_images(sample: Sample) -> Sample:
         row=sample.row,
         input_ids=sample.input_ids,
         labels=sample.labels,
-        position_ids=sample.position_ids[:, :0],
+        position_ids=sample.position_ids[:, :0].clone(),  # not what it is a view of
         images=(),
         prompt_length=sample.prompt_length,
         conversation=conversation,

@@ -7,13 +7,12 @@ micro-batch when tokens are counted: ``balance``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from torch.utils.data import get_worker_info
 
+from rlinf_vlm.data.sharing import empty_tensor
 from rlinf_vlm.types import IGNORE_INDEX, MicroBatch, ProcessedImage, RowError, Sample
 
 
@@ -29,7 +28,8 @@ def collate(
     share_images: bool = True,
     pixel_dtype: torch.dtype | None = None,
 ) -> MicroBatch:
-    """One micro-batch of ``samples``, in order. Raises RowError when an image's tokens and features disagree.
+    """One micro-batch of ``samples``, in order. Raises RowError when an image's tokens and features disagree, and
+    SharedMemoryError where a loading process gets no shared memory for it.
 
     share_images: an image that is used several times is there once; else once for each use. pixel_dtype: what the
     images' floating-point tensors are rounded to; None leaves them.
@@ -144,12 +144,7 @@ def _joined(pieces: Sequence[torch.Tensor], pixel_dtype: torch.dtype | None) -> 
     """``torch.cat``, rounded to ``pixel_dtype``, written once: in a loading process, to where it is sent from."""
     floating = pixel_dtype is not None and pieces[0].is_floating_point()
     dtype = pixel_dtype if floating and pixel_dtype is not None else pieces[0].dtype
-    shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
-    if get_worker_info() is None:
-        joined = torch.empty(shape, dtype=dtype)
-    else:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
-        joined = torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    joined = empty_tensor((sum(len(piece) for piece in pieces), *pieces[0].shape[1:]), dtype)
     start = 0
     for piece in pieces:
         joined[start : start + len(piece)] = piece

@@ -93,15 +93,20 @@ class ShardedModel:
 
     def release(self) -> None:
         """Frees parameters that a forward pass without a backward pass left gathered."""
-        for module in self.module.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        _reshard(self.module)
 
     def clip_gradients(self, max_norm: float | None) -> float:
         """The global L2 norm of the gradient before clipping it to ``max_norm`` (None: only measured)."""
         trained = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(trained, float("inf") if max_norm is None else max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _reshard(module: nn.Module) -> None:
+    """Back to the shards, of ``module`` and all below it."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _prefetch(blocks: Sequence[Any]) -> None:
@@ -142,6 +147,8 @@ def make_adamw(
     fused: bool,
 ) -> torch.optim.AdamW:
     """AdamW over the trained parameters; one-dimensional ones (norms, biases) are decayed only when told so."""
+    # What a forward pass left gathered is another parameter than the shard, and never gets a gradient.
+    _reshard(module)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1 or decay_norm_and_bias]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1 and not decay_norm_and_bias]

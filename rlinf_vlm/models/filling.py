@@ -68,7 +68,15 @@ def open_stored(path: Path, hf: Any) -> StoredModel | None:
     if not files.infos:
         return None
     naming = Naming(hf)
-    return StoredModel(key=key, files=files, naming=naming, units=naming.units(files.infos, key=key))
+    units = naming.units(files.infos, key=key)
+    for unit in units:
+        whole = [name for name in unit.disk if not files.infos[name].dtype.is_floating_point]
+        if whole and any(naming.is_floating(name) for name in unit.memory):
+            raise UserError(
+                f"{key}: {whole[0]} is stored as {files.infos[whole[0]].dtype}, which is quantized; give the model "
+                "before quantization"
+            )
+    return StoredModel(key=key, files=files, naming=naming, units=units)
 
 
 @torch.no_grad()

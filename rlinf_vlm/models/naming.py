@@ -95,6 +95,10 @@ class Naming:
         """Shape of a parameter or saved buffer."""
         return tuple(self._state[memory_name].shape)
 
+    def is_floating(self, memory_name: str) -> bool:
+        """Whether a parameter or saved buffer holds floating-point numbers."""
+        return self._state[memory_name].is_floating_point()
+
     def own(self, memory_name: str) -> str:
         """The first name of a tied parameter; any other name as it is."""
         return self._canonical.get(memory_name, memory_name)

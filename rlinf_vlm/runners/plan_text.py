@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_vlm.cluster.placement import placement_table
-from rlinf_vlm.config.resolve import BYTES
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.runners.preflight import Plan
 
@@ -182,13 +181,12 @@ def _attention(config: Config, plan: Plan) -> str:
 
 def _memory(config: Config, plan: Plan) -> list[str]:
     actor = config.actor
-    parameters = plan.parameters
-    if parameters is None:
+    parts = plan.passes.memory
+    if parts is None:
         return ["unknown: the number of parameters is not known before loading"]
     if config.data.train_data_paths is None:
-        return [f"weights {parameters / plan.shard * BYTES[actor.model.precision] / GIB:.2f} GiB"]
-    parts = plan.passes.memory
-    assert parts is not None, "the number of parameters is known"
+        held = {"weights": parts.weights, "gathered": parts.gathered, "total": parts.total}
+        return table([[name, f"{size / GIB:.2f} GiB"] for name, size in held.items()])
     activations = parts.activations
     rows = [
         ["weights", f"{parts.weights / GIB:.2f} GiB"],

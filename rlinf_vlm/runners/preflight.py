@@ -7,6 +7,7 @@ Every check names the key, what was given, what is there, and the remedy. Nothin
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -14,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlinf_vlm.cluster.placement import ComponentPlacement, Topology, parse_component_placement
-from rlinf_vlm.config.passes import GIB, Circumstances, Passes, choose_packing, choose_passes
+from rlinf_vlm.config.memory import GIB, Circumstances
+from rlinf_vlm.config.passes import Passes, choose_packing, choose_passes
 from rlinf_vlm.config.resolve import (
     Batching,
     Schedule,
@@ -36,6 +38,10 @@ from rlinf_vlm.tracking import check_backends
 from rlinf_vlm.types import UserError
 
 TRAINING_COMPONENT = "actor"
+GATED_MLP = ("gate_proj", "up_proj", "down_proj")
+"""Linear layers of a gated MLP."""
+_BLOCK = re.compile(r"(^|\.)(blocks|layers?)\.\d+\.")
+"""In names of weights that belong to a decoder layer or a vision block; each of these is gathered for itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +180,7 @@ def plan_passes(
     widths = [
         shape[0] for name, shape in model.shapes.items() if "visual." in name and name.endswith("mlp.gate_proj.weight")
     ]
+    adapted = adapted_layers(config.actor.model, model.shapes, family) or ()
     facts = Circumstances(
         on_gpu=on_gpu,
         trains=data.train_data_paths is not None,
@@ -182,9 +189,11 @@ def plan_passes(
         world_size=batching.world_size,
         has_experts=any(".experts." in name for name in model.shapes),
         vision_mlp=widths[0] if widths else None,
+        adapted_mlp=any(layer.part == "vision_tower" and layer.name in GATED_MLP for layer in adapted),
         parameters=parameters,
         trained=count_trained(config.actor.model, model.shapes, family),
         largest_block=model.largest_block,
+        outside=sum(math.prod(shape) for name, shape in model.shapes.items() if not _BLOCK.search(name)),
         hidden_size=model.hidden_size,
         num_layers=model.num_layers,
         tokens=tokens,

@@ -7,19 +7,13 @@ from dataclasses import replace
 import pytest
 
 from rlinf_vlm.config.load import load_config
-from rlinf_vlm.config.passes import (
-    GIB,
-    Circumstances,
-    ModelPasses,
-    activation_bytes,
-    choose_packing,
-    choose_passes,
-    padded_width,
-)
+from rlinf_vlm.config.memory import GIB, Circumstances, activation_bytes
+from rlinf_vlm.config.passes import ModelPasses, choose_packing, choose_passes, padded_width
 from rlinf_vlm.types import UserError
 
 H200 = Circumstances(
     on_gpu=True, trains=True, packs=True, packing=True, world_size=1, has_experts=False, vision_mlp=3420,
+    adapted_mlp=False, outside=0,
     parameters=3_754_622_976, trained=3_754_622_976, largest_block=77_000_000, hidden_size=2048, num_layers=36,
     tokens=8192, shard=1, memory=140 * GIB,
 )  # fmt: skip
@@ -129,6 +123,33 @@ def test_compiling_what_cannot_be_is_refused():
         choose_passes(actor(model={"model_type": "auto"}, passes={"compile": True}), replace(H200, packs=False))
 
 
+@pytest.mark.parametrize("name", ["linear_patch_embed", "pad_vision_mlp", "grouped_experts"])
+def test_what_only_the_packed_forward_does_is_refused_elsewhere(name):
+    with pytest.raises(UserError, match=rf"actor.passes.{name}=true, but model_type='auto' .* set it to auto or false"):
+        choose_passes(actor(model={"model_type": "auto"}, passes={name: True}), replace(H200, packs=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "why"),
+    [
+        ("pad_vision_mlp", replace(H200, vision_mlp=5120), "its width 5,120 is a multiple of 8"),
+        ("pad_vision_mlp", replace(H200, vision_mlp=None), "no vision MLP of an odd width"),
+        ("pad_vision_mlp", replace(H200, adapted_mlp=True), "its layers have adapters"),
+        ("grouped_experts", H200, "no mixture of experts"),
+    ],
+)
+def test_a_request_without_effect_says_so(name, facts, why):
+    assert choose_passes(actor(), facts).reasons[f"passes.{name}"].startswith(why)
+    asked = choose_passes(actor(passes={name: True}), facts).reasons[f"passes.{name}"]
+    assert asked.startswith(f"requested, changes nothing: {why}")
+    assert choose_passes(actor(passes={name: False}), facts).reasons[f"passes.{name}"] == "requested"
+
+
+def test_padding_where_it_is_slow_is_a_request_like_others():
+    passes = choose_passes(actor(passes={"pad_vision_mlp": True}), replace(H200, on_gpu=False))
+    assert passes.model.pad_vision_mlp and passes.reasons["passes.pad_vision_mlp"] == "requested"
+
+
 def test_a_mixture_takes_grouped_products():
     assert choose_passes(actor(), replace(H200, has_experts=True)).model.grouped_experts
 
@@ -136,6 +157,31 @@ def test_a_mixture_takes_grouped_products():
 def test_an_evaluation_holds_weights_alone():
     passes = choose_passes(actor(), replace(H200, trains=False, tokens=None))
     assert passes.memory.total == 3_754_622_976 * 6
+
+
+def test_an_evaluation_asks_for_nothing_of_a_training():
+    """A training's config with its rows set to null, on a GPU that is too small for the training."""
+    facts = replace(H200, trains=False, packing=False, world_size=4, memory=24 * GIB)
+    passes = choose_passes(actor(packing=True, balance_tokens=True), facts)
+    assert (passes.balance_tokens, passes.reshard, passes.model.checkpointed) == (False, False, 0.0)
+    for key in (
+        "balance_tokens",
+        "fsdp_config.gradient_checkpointing",
+        "fsdp_config.accumulate_unsharded",
+        "passes.frozen_vision_no_grad",
+    ):
+        assert passes.reasons[key] == "nothing is trained"
+
+
+def test_activations_of_a_model_of_unknown_sizes_are_not_known():
+    passes = choose_passes(actor(), replace(H200, hidden_size=0, num_layers=0))
+    assert passes.memory.activations is None
+
+
+def test_what_is_outside_of_blocks_stays_gathered():
+    asked = actor(fsdp_config={"sharding_strategy": "full_shard", "accumulate_unsharded": False})
+    without, beside = (choose_passes(asked, replace(H200, outside=outside)).memory for outside in (0, 10**8))
+    assert (beside.gathered - without.gathered, beside.gradients - without.gradients) == (2 * 10**8, 4 * 10**8)
 
 
 def test_unknown_memory_is_spent_with_care():

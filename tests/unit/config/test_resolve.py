@@ -133,16 +133,17 @@ def test_shard_size_has_to_divide():
 
 def test_memory_by_hand():
     made = config().actor
-    sizes = {"parameters": 1000, "largest_block": 100, "shard": 4}
+    sizes = {"parameters": 1000, "largest_block": 100, "outside": 20, "shard": 4}
     memory = estimate_memory(made, **sizes, trained=1000, reshard=True, accumulate=True)
-    # fp32 masters 250 * 4, unsharded fp32 gradients 1000 * 4, Adam 2 * 250 * 4, two bf16 blocks gathered 200 * 2
-    assert (memory.weights, memory.gradients, memory.optimizer, memory.gathered) == (1000, 4000, 2000, 400)
-    assert memory.total == 7400
+    # fp32 masters 250 * 4, unsharded fp32 gradients 1000 * 4, Adam 2 * 250 * 4, gathered in bf16 two blocks and what is
+    # outside of blocks: 220 * 2
+    assert (memory.weights, memory.gradients, memory.optimizer, memory.gathered) == (1000, 4000, 2000, 440)
+    assert memory.total == 7440
     frozen = estimate_memory(made, **sizes, trained=10, reshard=True, accumulate=True)
-    assert (frozen.weights, frozen.gradients, frozen.optimizer, frozen.gathered) == (1000, 40, 2 * 3 * 4, 400)
-    # all parameters stay gathered in bf16; a shard of the gradients and two blocks of them on their way, in fp32
+    assert (frozen.weights, frozen.gradients, frozen.optimizer, frozen.gathered) == (1000, 40, 2 * 3 * 4, 440)
+    # all stay gathered in bf16; of the gradients a shard, and those of two blocks and outside on their way, in fp32
     lean = estimate_memory(made, **sizes, trained=1000, reshard=False, accumulate=False, activations=50)
-    assert (lean.gathered, lean.gradients, lean.total) == (2000, (250 + 200) * 4, 1000 + 1800 + 2000 + 2000 + 50)
+    assert (lean.gathered, lean.gradients, lean.total) == (2000, (250 + 220) * 4, 1000 + 1880 + 2000 + 2000 + 50)
 
 
 def test_a_resumed_run_has_what_is_left():

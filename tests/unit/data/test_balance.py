@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from itertools import pairwise
 
 import pytest
@@ -123,6 +124,20 @@ def test_few_and_even_micro_batches_of_the_mix(count):
         spread.append(max(loads) / statistics.mean(loads))
     assert extra <= 2, "hardly ever more than the tokens need"
     assert max(spread) < 1.03
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(60, 800), (4000, 8000), (2000, 4200)])
+def test_thousands_of_samples_take_no_time(shortest, longest):
+    """Of items above a half or a third of the budget, few fit together: many more bins than their tokens would need."""
+    rng = random.Random(0)
+    lengths = [rng.randint(shortest, longest) for _ in range(4096)]
+    start = time.process_time()
+    bins = pack_evenly(lengths, BUDGET)
+    assert time.process_time() - start < 3.0, "trying every number of bins takes minutes"
+    assert sorted(sum(bins, [])) == list(range(4096))
+    assert max(sum(lengths[index] for index in group) for group in bins) <= BUDGET
+    halves = sum(length > BUDGET // 2 for length in lengths)
+    assert len(bins) <= max(1.1 * sum(lengths) / BUDGET, 1.01 * halves) + 1
 
 
 def test_more_bins_than_needed_when_asked():

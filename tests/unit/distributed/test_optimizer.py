@@ -1,10 +1,43 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from rlinf_vlm.distributed.fsdp import make_adamw
+from rlinf_vlm.distributed.fsdp import ShardedModel, Sharding, make_adamw
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("reshard", [True, False])
+def test_the_optimizer_steps_the_shards_also_after_a_forward_pass_alone(one_process, reshard):
+    """A forward pass without backward leaves parameters gathered, which are others than those that get gradients."""
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    sharding = Sharding(
+        shard_size=1, reshard=reshard, accumulate=True, compute_dtype=torch.float32, reduce_dtype=torch.float32
+    )
+    model = ShardedModel(module, [module[0]], sharding, "cpu")
+    model.materialise()
+    model.load({name: torch.ones(tensor.shape) for name, tensor in module.state_dict().items()})
+    with torch.no_grad():
+        module(torch.ones(2, 3))
+    optimizer = make_adamw(module, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, decay_norm_and_bias=False, fused=True)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    model.backward(module(torch.ones(2, 3)).sum(), is_last=True)
+    optimizer.step()
+    for name, tensor in module.state_dict().items():
+        # AdamW's first step is lr along the sign of the gradient.
+        torch.testing.assert_close(tensor.full_tensor(), torch.full(tensor.shape, 0.9), msg=name)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -170,6 +170,7 @@ MISFITS = {
     "both": (_rename, ["lacks 1 tensors", UP, "no place for the tensor model.nothing"]),
     "many": (lambda w: [w.pop(name) for name in list(w) if ".mlp." in name], ["lacks 22 tensors", " and 17 more)"]),
     "type": (lambda w: w.update({"model." + UP: w["model." + UP].to(torch.float8_e4m3fn)}), ["F8_E4M3", "quantized"]),
+    "whole numbers": (lambda w: w.update({"model." + UP: w["model." + UP].to(torch.int8)}), ["int8", "quantized"]),
 }
 
 

@@ -61,7 +61,7 @@ def test_host_memory_for_copies_by_hand(small_run, is_lora, expected):
     changes = {"actor__model__is_lora": is_lora, "runner__save_interval": 5}
     config = load_config(tree(small_run, **changes))
     made = make_plan(config, local_topology(config), *check_config(config))
-    sizes = {"parameters": 2**31, "trained": 2**30, "largest_block": 0, "shard": 1}
+    sizes = {"parameters": 2**31, "trained": 2**30, "largest_block": 0, "outside": 0, "shard": 1}
     memory = estimate_memory(config.actor, **sizes, reshard=True, accumulate=True)
     made = replace(made, parameters=2**31, trained=2**30, passes=replace(made.passes, memory=memory))
     assert f"copies while checkpoints are written: {expected}.00 GiB" in plan_text(config, made)
