@@ -120,8 +120,9 @@ def test_packing_needs_a_family_that_packs(small_run, tmp_path, capsys):
     shutil.copytree(small_run / "model", folder)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"qwen2_5_vl"', '"llava"'))
-    text = told(capsys, small_run, f"actor.model.model_path={folder}", "actor.model.model_type=auto")
-    assert "actor.packing=true" in text and "actor.packing=false" in text
+    model = [f"actor.model.model_path={folder}", "actor.model.model_type=auto"]
+    text = told(capsys, small_run, *model, "actor.packing=true")
+    assert "actor.packing=true" in text and "set actor.packing to auto or false" in text
 
 
 def test_missing_config(capsys):
