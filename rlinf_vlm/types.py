@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -196,3 +196,39 @@ class RankContext:
     """``cuda:0`` (the group shows each process only its own GPUs) or ``cpu``."""
     num_threads: int = 0
     """CPU threads for this process; 0 leaves torch's default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSpec:
+    """One tensor as it is sent to an engine: the name that the model's safetensors files have for it, the torch dtype
+    by name (``bfloat16``), the whole shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBucket:
+    """What is pushed to the engines at a time: tensors one after the other, each beginning at a multiple of 256 bytes
+    (``offsets``), ``nbytes`` in all."""
+
+    weights: tuple[WeightSpec, ...]
+    offsets: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushSettings:
+    """How weights get from the actor's ranks to the engines.
+
+    transport: ``shm`` (a file in shared memory, on one machine), ``ipc`` (a GPU's memory, handed to the engine on the
+    same GPU) or ``nccl`` (broadcast by the actor's rank 0). For nccl: address and port of the rendezvous; world_size:
+    the actor's rank 0 and all GPUs of all engines; first_rank: of this engine's GPUs among them (the actor's is 0).
+    """
+
+    transport: Literal["shm", "ipc", "nccl"]
+    address: str = ""
+    port: int = 0
+    world_size: int = 0
+    first_rank: int = 0

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlinf_vlm.config.actor import ActorConfig
 from rlinf_vlm.config.base import Block, merge_alias
+from rlinf_vlm.config.rl import AlgorithmConfig, RewardConfig, RolloutConfig
 
 
 class NodeGroupConfig(Block):
@@ -80,8 +81,9 @@ class LoggerConfig(Block):
 class RunnerConfig(Block):
     """How long the run is and what it does on the way."""
 
-    task_type: Literal["sft"]
-    """What is run: sft trains and evaluates, or only evaluates when data.train_data_paths is null."""
+    task_type: Literal["sft", "reasoning"]
+    """What is run: sft is supervised fine-tuning, reasoning is reinforcement learning on graded answers. Both evaluate
+    too, and only evaluate when data.train_data_paths is null."""
     logger: LoggerConfig = LoggerConfig()
     """Logging."""
     max_epochs: int = Field(default=-1, ge=-1)
@@ -113,6 +115,9 @@ class RunnerConfig(Block):
     ckpt_path: str | None = None
     """Take the weights, and only them, from a checkpoint of this trainer: a global_step_N folder, its dcp_checkpoint or
     its full_weights.pt. null takes those of actor.model.model_path."""
+    replay_rollouts: str | None = None
+    """Train from the recorded answers in this folder (the rollouts/ of a run: step_1.jsonl, ..) instead of sampling: no
+    engine, no reward. null samples. Reinforcement learning only."""
     dry_run: bool = False
     """Check everything, print the plan, start nothing."""
 
@@ -192,6 +197,9 @@ class DataConfig(Block):
     """Smaller images are enlarged to this area in pixels; null leaves the processor's own bound."""
     max_pixels: int | None = Field(default=None, ge=1)
     """Larger images are shrunk to this area in pixels, which bounds the image tokens; null leaves the processor's."""
+    rollout_batch_size: int = Field(default=64, ge=1)
+    """Prompts of one step of reinforcement learning; each gets algorithm.group_size answers. SFT reads
+    actor.global_batch_size instead."""
     on_bad_row: Literal["error", "drop"] = "error"
     """A row that cannot be used (broken image, answer not among the choices, too long): stop and name file and row, or
     leave it out and count it (data/dropped_rows)."""
@@ -231,20 +239,6 @@ class DataConfig(Block):
         return self
 
 
-class AlgorithmConfig(Block):
-    """RL's algorithm; supervised fine-tuning reads nothing of it."""
-
-    adv_type: str = "gae"
-    """Advantage estimator. Not read by task_type sft."""
-
-
-class RewardConfig(Block):
-    """RL's reward; supervised fine-tuning reads nothing of it."""
-
-    use_reward_model: Literal[False] = False
-    """Reward models are not available: must be false."""
-
-
 class CriticConfig(Block):
     """RL's critic; supervised fine-tuning reads nothing of it."""
 
@@ -264,6 +258,8 @@ class Config(Block):
     actor: ActorConfig
     """Model and training."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    """RL only."""
+    rollout: RolloutConfig = RolloutConfig()
     """RL only."""
     reward: RewardConfig = RewardConfig()
     """RL only."""

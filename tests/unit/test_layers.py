@@ -22,18 +22,19 @@ MAY_IMPORT = {
     "algorithms": BASE,
     "evaluation": BASE,
     "rewards": BASE,
+    "rollout": BASE | {"data"},
     "data": BASE,
     "models": BASE,
     "distributed": BASE,
     "cluster": BASE,
-    "workers": BASE | {"algorithms", "evaluation", "data", "models", "distributed", "rewards", "workers"},
+    "workers": BASE | {"algorithms", "evaluation", "data", "models", "distributed", "rewards", "rollout", "workers"},
     # What runners see of models and data is what loads no torch: families, folders, kinds, files.
-    "runners": BASE | {"evaluation", "cluster", "data", "models"},
+    "runners": BASE | {"evaluation", "cluster", "data", "models", "rewards", "rollout"},
 }
 HEAVY_ONLY_IN = {
     "ray": {"cluster/ray_cluster.py", "cluster/ray_nodes.py", "cluster/worker_group.py"},
     "hydra": set(),
-    "vllm": set(),
+    "vllm": {"workers/engine.py", "workers/engine_weights.py"},
     "transformers": {
         "data/processor.py",
         "models/attention.py",
