@@ -33,6 +33,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """What is no fault of the program when it writes: told in one line."""
 PLACEMENT = "cluster.component_placement"
+WARM_MODEL, UNTRAINED_MODEL = "geometry_rl/warm/model", "geometry_rl/model"
+DEMOS = {"geometry_rl/warm/": "warmup", "geometry_rl/": "geometry_rl", "geometry/": "geometry", "": "easy_vqa"}
+"""What a path in the folder of the demos begins with, the longest first -> what makes it."""
+KEPT_UP_TO_DATE = ("warmup", "geometry_rl")
+"""Demos that are made anew when they were made from other settings."""
+CHILD_ENDS_S = 30
+"""Seconds that a command has to end after SIGTERM."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -138,24 +145,56 @@ def _refuse_sweep(override: Override, text: str) -> None:
         raise UserError(f"{text}: commas make a list of runs; quote a text ({key}='\"{value}\"') or write [{value}]")
 
 
-def make_missing_demo(tree: Mapping[str, Any]) -> None:
-    """Makes the demo data and model when the config points there and they are not there yet."""
+def make_missing_demo(tree: dict[str, Any]) -> None:
+    """Makes the demos' data and models when the config points there and they are not there, or no longer up to date.
+
+    A dry run trains no model: it is planned with the untrained one, which has the same shape.
+    """
     demo = Path(os.environ.get("RLINF_VLM_DEMO", ".demo"))
     data, model = _block(tree, "data"), _block(_block(tree, "actor"), "model")
+    dry, warm = _block(tree, "runner").get("dry_run") is True, demo / WARM_MODEL
+    if dry and model.get("model_path") == str(warm) and not warm.is_dir():
+        model["model_path"] = str(demo / UNTRAINED_MODEL)
     named = [model.get("model_path"), data.get("train_data_paths"), data.get("eval_data_paths")]
-    missing = [
-        text for text in named if isinstance(text, str) and text.startswith(f"{demo}/") and not Path(text).exists()
-    ]
-    if missing:
-        script = ROOT / "toolkits" / "data" / "make_demo.py"
-        status = subprocess.run([sys.executable, str(script), "--out", str(demo)], check=False).returncode
-        if status:
-            raise UserError(f"{missing[0]} is missing and {script.name} could not make it (status {status}, see above)")
+    inside = [text.removeprefix(f"{demo}/") for text in named if isinstance(text, str) and text.startswith(f"{demo}/")]
+    for folder, name in DEMOS.items():
+        paths = [path for path in inside if path.startswith(folder)]
+        inside = [path for path in inside if path not in paths]
+        missing = [path for path in paths if not (demo / path).exists()]
+        if missing or (paths and name in KEPT_UP_TO_DATE and not dry):
+            script = ROOT / "toolkits" / "data" / "make_demo.py"
+            status = run_child([sys.executable, str(script), name, "--out", str(demo)])
+            if status:
+                raise UserError(
+                    f"{demo / paths[0]} could not be made by {script.name} {name} (status {status}, see above)"
+                )
 
 
-def _block(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Runs a command to its end; returns its exit status. Left by an exception, it ends the command first."""
+    process = subprocess.Popen(command, env=environment)
+    try:
+        return process.wait()
+    except BaseException as reason:
+        # Ctrl-C goes to the whole group: the command ends by itself. SIGTERM may have come here alone.
+        if isinstance(reason, Terminated) or not _ends(process):
+            process.terminate()
+            if not _ends(process):
+                process.kill()
+        raise
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(timeout=CHILD_ENDS_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _block(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = tree.get(name)
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 class Terminated(KeyboardInterrupt):

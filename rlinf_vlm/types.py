@@ -174,11 +174,26 @@ class MicroBatch:
 class TokenScores:
     """What the model says of a micro-batch's supervised tokens, in the order of their positions.
 
-    logprobs [N] float32: log p(label | everything before); argmax [N] int64: the greedy token at that place.
+    logprobs [N] float32: log p(label | everything before); argmax [N] int64: the greedy token at that place;
+    entropy [N] float32: of the distribution there, in nats, where a ``LogitView`` asks for it.
     """
 
     logprobs: torch.Tensor
     argmax: torch.Tensor
+    entropy: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LogitView:
+    """The distribution that answers are drawn from, instead of the model's plain one.
+
+    temperature > 0: divides the logits; banned [B] int64, on the model's device: ids that are never drawn; entropy:
+    ``off``, ``value`` (without gradient) or ``gradient``.
+    """
+
+    temperature: float
+    banned: torch.Tensor
+    entropy: Literal["off", "value", "gradient"] = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

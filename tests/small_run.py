@@ -129,7 +129,10 @@ Task = Callable[[Any, Config], Any]
 
 
 def run_ranks(config: Config, world_size: int, task: Task) -> list[Any]:
-    """``task``'s results by rank, each rank an ActorWorker in a process of its own (gloo). Fails with the traceback."""
+    """``task``'s results by rank, each rank an actor (task_type reasoning: an RLActor) in a process of its own (gloo).
+
+    Fails with the traceback.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -155,7 +158,9 @@ def run_ranks(config: Config, world_size: int, task: Task) -> list[Any]:
 
 def _rank(rank: int, world_size: int, port: int, config: Config, task: Task, queue: Any) -> None:
     from rlinf_vlm.workers.actor import ActorWorker
+    from rlinf_vlm.workers.rl_actor import RLActor
 
+    made = ActorWorker if config.runner.task_type == "sft" else RLActor
     context = RankContext(
         rank=rank,
         world_size=world_size,
@@ -173,7 +178,7 @@ def _rank(rank: int, world_size: int, port: int, config: Config, task: Task, que
         folder = read_model_folder(config.actor.model.model_path)
         memory = rank_memory(on_gpu=False, ranks_on_node=world_size)
         passes = plan_passes(config, family, folder, batching, shard, folder.parameters, on_gpu=False, memory=memory)
-        actor = ActorWorker(context, config, batching, shard, passes)
+        actor = made(context, config, batching, shard, passes)
         value = task(actor, config)
         actor.close()
         queue.put((rank, None, value))

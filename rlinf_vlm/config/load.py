@@ -111,12 +111,14 @@ def field_paths(block: Top = Config, prefix: str = "") -> list[str]:
 
 
 def _suggestion(path: list[str], top: Top) -> str:
-    """``; did you mean ...?`` with the nearest key of the same block, else of the whole schema."""
+    """``; did you mean ...?``: the same key in another block, else the nearest key of this block, else of any."""
+    by_name = {dotted.rpartition(".")[2]: dotted for dotted in field_paths(top)}
+    if path[-1] in by_name:
+        return f"; did you mean {by_name[path[-1]]}?"
     siblings = _fields(path[:-1], top)
     guess = nearest(path[-1], siblings)
     if guess:
         return f"; did you mean {'.'.join([*path[:-1], guess])}?"
-    by_name = {dotted.rpartition(".")[2]: dotted for dotted in field_paths(top)}
     elsewhere = nearest(path[-1], by_name)
     if elsewhere:
         return f"; did you mean {by_name[elsewhere]}?"

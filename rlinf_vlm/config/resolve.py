@@ -76,9 +76,9 @@ class Schedule:
         """Whether nothing is left to train."""
         return self.start.step >= self.total_steps
 
-    def samples_after(self, step: int, global_batch_size: int) -> int:
-        """The data cursor after ``step`` finished steps of the run."""
-        return min(self.total_samples, self.start.samples + (step - self.start.step) * global_batch_size)
+    def samples_after(self, step: int, per_step: int) -> int:
+        """The data cursor after ``step`` finished steps of the run, each of ``per_step`` samples."""
+        return min(self.total_samples, self.start.samples + (step - self.start.step) * per_step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,11 @@ def resolve_batching(actor: ActorConfig, world_size: int, *, packing: bool) -> B
         micro_batch_size=None if packing else micro,
         max_tokens=actor.max_tokens_per_micro_batch if packing else None,
     )
+
+
+def samples_per_step(config: Config) -> int:
+    """Rows of the training stream that a step takes: samples, or prompts of reinforcement learning."""
+    return config.actor.global_batch_size if config.runner.task_type == "sft" else config.data.rollout_batch_size
 
 
 def check_run_length(runner: RunnerConfig) -> None:
@@ -164,7 +169,7 @@ def resolve_schedule(config: Config, train_rows: int, start: Start = Start()) ->
     they were: what is left is cut into steps of this one.
     """
     check_run_length(config.runner)
-    optim, runner, batch = config.actor.optim, config.runner, config.actor.global_batch_size
+    optim, runner, batch = config.actor.optim, config.runner, samples_per_step(config)
     if train_rows < 1:
         raise UserError(
             f"data.train_data_paths={config.data.train_data_paths!r} has {train_rows} rows; give at least one"

@@ -1,4 +1,4 @@
-"""The blocks of reinforcement learning, ``algorithm``, ``rollout`` and ``reward``. Supervised fine-tuning reads none."""
+"""The blocks of reinforcement learning: ``algorithm``, ``rollout``, ``reward``. Supervised fine-tuning reads none."""
 
 from __future__ import annotations
 

@@ -88,14 +88,14 @@ class StepCollator:
                     share_images=self.share_images,
                     pixel_dtype=self.pixel_dtype,
                 )
-                for group in self._groups(samples, rows.passes)
+                for group in self.groups(samples, rows.passes)
             )
         except RowError as error:
             return RankStep(micro_batches=(), num_samples=0, bad_rows=bad, failure=str(error), division=rows.division)
         share(tensor for batch in batches for tensor in _tensors(batch))
         return RankStep(micro_batches=batches, num_samples=len(samples), bad_rows=bad, division=rows.division)
 
-    def _groups(self, samples: Sequence[Sample], at_least: int) -> list[list[int]]:
+    def groups(self, samples: Sequence[Sample], at_least: int = 1) -> list[list[int]]:
         """Indices of the samples of each micro-batch; ``at_least``: as in ``pack_evenly``."""
         if self.max_tokens is None:
             assert self.micro_batch_size is not None, "either a token budget or a sample count is given"

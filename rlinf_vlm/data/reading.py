@@ -103,6 +103,16 @@ class RowReader:
             file, row = self.rows.locate(index)
             return BadRow(row=index, reason=f"{file} row {row}: {error}")
 
+    def prompt(self, index: int) -> Sample | BadRow:
+        """The prompt of row ``index``, which nothing answers yet."""
+        base = self.rows.folder_of(index)
+        try:
+            with self._named(index):
+                return self.renderer.render_prompt(self.kind.convert(self.rows[index]), row=index, base=base)
+        except RowError as error:
+            file, row = self.rows.locate(index)
+            return BadRow(row=index, reason=f"{file} row {row}: {error}")
+
     def measure(self, index: int) -> RowSize | None:
         """The size of row ``index``, images undecoded: of nothing for a bad row; None where it is not to be told."""
         base = self.rows.folder_of(index)

@@ -94,9 +94,13 @@ class Renderer:
         The ids are the first ``prompt_length`` of what ``render`` gives. Raises RowError when the row cannot be used.
         """
         images = [self.images(ref, base) for ref in conversation.images]
-        text, _ = self._with_bos(self.prompt_text(conversation.prompt), [])
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.prompt_ids(conversation)
         return self._finish(conversation, images, self._expand(ids, [False] * len(ids), images), row=row)
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """The ids of ``render_prompt`` with one image token for each image: what an engine is given with the images."""
+        text, _ = self._with_bos(self.prompt_text(conversation.prompt), [])
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def render_choices(self, conversation: Conversation, *, row: int, base: Path | None = None) -> list[Sample]:
         """One sample for every choice in place of the last answer, in the order of the choices; else just the one."""
@@ -126,14 +130,18 @@ class Renderer:
         self._check_lengths(0, tokens)
         return RowSize(tokens=tokens, images=tuple(images))
 
-    def check_template(self) -> None:
-        """Renders a smallest conversation. Raises UserError when the model's chat template cannot."""
+    def check_template(self) -> int:
+        """Renders a smallest conversation and returns the token that ends the assistant's turn in it.
+
+        Raises UserError when the model's chat template cannot render one.
+        """
         turns = (Message(role="user", parts=("a",)), Message(role="assistant", parts=("b",)))
         probe = Conversation(messages=turns, images=(), question="a", answer="b")
         try:
             text, spans = self._text_and_spans(probe.messages)
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            self._supervised(encoding["input_ids"], encoding["offset_mapping"], spans, text)
+            supervised = self._supervised(encoding["input_ids"], encoding["offset_mapping"], spans, text)
+            return [token for token, own in zip(encoding["input_ids"], supervised, strict=True) if own][-1]
         except (RowError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

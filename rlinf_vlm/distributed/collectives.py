@@ -50,3 +50,10 @@ def all_max(*values: float) -> tuple[float, ...]:
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tuple(tensor.tolist())
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """``values`` on the CPU, of one shape on all ranks, summed over all ranks in float64."""
+    total = values.to(torch.float64, copy=True)
+    dist.all_reduce(total)
+    return total

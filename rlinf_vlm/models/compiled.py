@@ -42,7 +42,10 @@ def compile_blocks(blocks: Iterable[nn.Module], *, whole: bool, backend: str | C
 def compile_function(
     function: Callable[..., Any], backend: str | Callable[..., Any] = "inductor"
 ) -> Callable[..., Any]:
-    """``function`` of tensors [N, ...] and [N], one graph for all N > 1."""
+    """``function`` of tensors [N, ...] and [N], one graph for all N > 1.
+
+    What it is given by keyword is constant, or a tensor whose shape is: each value asks for a graph of its own.
+    """
     compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
     return partial(_run_rows, compiled, torch.get_num_threads(), function)
 
@@ -56,13 +59,15 @@ def _run(
     return compiled(block, hidden, *args, **kwargs)
 
 
-def _run_rows(compiled: Callable[..., Any], threads: int, plain: Callable[..., Any], *tensors: torch.Tensor) -> Any:
+def _run_rows(
+    compiled: Callable[..., Any], threads: int, plain: Callable[..., Any], *tensors: torch.Tensor, **constants: Any
+) -> Any:
     if tensors[0].shape[0] < 2:  # sizes 0 and 1 are never dynamic: each would be a graph of its own
-        return plain(*tensors)
+        return plain(*tensors, **constants)
     _compute_with(threads)
     for tensor in tensors:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    return compiled(*tensors)
+    return compiled(*tensors, **constants)
 
 
 def _compute_with(threads: int) -> None:

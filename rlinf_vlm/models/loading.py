@@ -25,7 +25,7 @@ from rlinf_vlm.models.families import FamilySpec, check_family
 from rlinf_vlm.models.lora import LoraSettings, add_adapters
 from rlinf_vlm.models.parts import part_of
 from rlinf_vlm.models.policy import VisionLanguageModel
-from rlinf_vlm.models.token_scores import CHUNK, pick_labels
+from rlinf_vlm.models.token_scores import CHUNK, pick_labels, pick_viewed
 from rlinf_vlm.types import TokenScores, UserError
 
 _SHOWN = 5
@@ -79,6 +79,7 @@ def wrap_model(hf: Any, spec: FamilySpec, *, attention: str, passes: ModelPasses
         backbone,
         chunk=CHUNK if passes.chunked_loss else None,
         pick=compile_function(pick_labels) if passes.compile else pick_labels,
+        pick_view=compile_function(pick_viewed) if passes.compile else pick_viewed,
     )
     model.train()
     if passes.checkpointed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,32 @@ def adapted_modules(hf: Any, spec: FamilySpec) -> list[LinearLayer]:
         for name, module in hf.named_modules()
         if hasattr(module, "base_layer") and hasattr(module, "lora_A")
     ]
+
+
+def adapter_names(name: str) -> tuple[str, str]:
+    """The names that A and B beside the weight ``name`` have; for a bias, of none."""
+    path = name.removesuffix(".weight")
+    return path + _A, path + _B
+
+
+def adapter_scale(config: Mapping[str, Any]) -> float:
+    """What B A is multiplied by, of an ``adapter_config``."""
+    return config["lora_alpha"] / config["r"]
+
+
+def merged(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """The weight [outputs, inputs] of a layer together with its adapter, float32."""
+    return base.float() + (b.float() @ a.float()) * scale
+
+
+@contextmanager
+def without_adapters(hf: Any) -> Iterator[None]:
+    """Inside, a transformers model with adapters computes what it does without them (with dropout off)."""
+    from peft.helpers import rescale_adapter_scale
+
+    # Scaled by 0, not switched off: peft's switch also freezes, and the sharded parameters are not to be touched.
+    with rescale_adapter_scale(hf, 0.0):
+        yield
 
 
 def adapter_config(

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from rlinf_vlm.models.families import FamilySpec
-from rlinf_vlm.models.token_scores import CHUNK, pick_labels, score_labels
-from rlinf_vlm.types import MicroBatch, TokenScores, UserError
+from rlinf_vlm.models.token_scores import CHUNK, pick_labels, pick_viewed, score_labels
+from rlinf_vlm.types import LogitView, MicroBatch, TokenScores, UserError
 
 _PREFIX = "hf."
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "base_layer.")
@@ -50,22 +51,30 @@ class VisionLanguageModel(nn.Module):
         backbone: Backbone,
         *,
         chunk: int | None = CHUNK,
-        pick: Callable[..., tuple[torch.Tensor, torch.Tensor]] = pick_labels,
+        pick: Callable[..., tuple[torch.Tensor, ...]] = pick_labels,
+        pick_view: Callable[..., tuple[torch.Tensor, ...]] = pick_viewed,
     ) -> None:
-        """chunk, pick: see ``score_labels``."""
+        """chunk, pick, pick_view (what ``pick`` is under a ``LogitView``): see ``score_labels``."""
         super().__init__()
         self.hf = hf
         self.spec = spec
         self.chunk = chunk
         self._pick = pick
+        self._pick_view = pick_view
         self._backbone = backbone
         check_head(hf)
 
-    def forward(self, batch: MicroBatch) -> TokenScores:
-        """Scores of the supervised tokens; all tensors on the model's device. ValueError for an inconsistent batch."""
+    def forward(self, batch: MicroBatch, view: LogitView | None = None) -> TokenScores:
+        """Scores of the supervised tokens, of the plain distribution or of ``view``; all tensors on the model's device.
+
+        ValueError for an inconsistent batch.
+        """
         hidden = self._backbone.hidden_states(batch)
         head = self.hf.get_output_embeddings()
-        return score_labels(hidden, batch.labels, batch.num_supervised, head, chunk=self.chunk, pick=self._pick)
+        pick = self._pick
+        if view is not None:
+            pick = partial(self._pick_view, temperature=view.temperature, banned=view.banned, entropy=view.entropy)
+        return score_labels(hidden, batch.labels, batch.num_supervised, head, chunk=self.chunk, pick=pick)
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """(vision blocks, decoder layers), each in the order in which they run."""

@@ -1,6 +1,6 @@
 """What a reward is given, what it gives back, and how many are scored without one of them stopping the run.
 
-Dataflow: answer of the policy -> ``RewardInput`` -> reward (sync or async) -> ``Score`` -> ``summarise``.
+Dataflow: answer of the policy -> ``RewardInput`` -> reward (sync or async) -> ``Score``.
 Invariants: as many scores as inputs, in their order; a reward that raises gives a score with ``status`` "error", so
 that a failure is never mistaken for a wrong answer; a score's value is a finite number.
 Not here: time limits (``pool``) and which rewards there are (``rewards/__init__``).
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,18 +97,3 @@ def _score_of(outcome: Score | BaseException) -> Score:
     if isinstance(outcome, Exception):
         return failed(ERROR, f"{type(outcome).__name__}: {outcome}"[:500])
     raise outcome
-
-
-def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Metrics of scores: ``reward/mean`` (of all), ``reward/<part>``, ``reward/failed`` (how many have no judgement)
-    and ``reward/failed_<status>``. A part's mean is over the scores that have it. No score: counts only."""
-    statuses = Counter(score.status for score in scores if score.status != OK)
-    metrics: dict[str, float] = {"reward/samples": len(scores), "reward/failed": sum(statuses.values())}
-    metrics |= {f"reward/failed_{status}": count for status, count in sorted(statuses.items())}
-    if not scores:
-        return metrics
-    metrics["reward/mean"] = sum(score.value for score in scores) / len(scores)
-    for name in sorted({name for score in scores for name in score.parts}):
-        values = [score.parts[name] for score in scores if name in score.parts]
-        metrics[f"reward/{name}"] = sum(values) / len(values)
-    return metrics

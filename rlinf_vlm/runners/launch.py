@@ -22,7 +22,7 @@ from rlinf_vlm.runners.session import Session, checkpoints_of, owes_evaluation
 from rlinf_vlm.runners.stopping import sheltered
 from rlinf_vlm.tracking import Terminal
 
-RUNNERS = {"sft": "rlinf_vlm.runners.sft:run"}
+RUNNERS = {"sft": "rlinf_vlm.runners.sft:run", "reasoning": "rlinf_vlm.runners.rl:run"}
 
 
 def launch(config: Config, *, folder_is_new: bool = False) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rlinf_vlm.cluster.placement import placement_table
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.runners.preflight import Plan
+from rlinf_vlm.runners.rl_plan import RlPlan
 
 GIB = 1024**3
 
@@ -16,6 +17,7 @@ def plan_text(config: Config, plan: Plan) -> str:
     sections = [
         ("Placement", _placement(plan)),
         ("Data", _data(config, plan)),
+        *([("Rollout", _rollout(config, plan.rl))] if plan.rl is not None else []),
         ("Batch", _batch(config, plan)),
         ("Length", _length(config, plan)),
         ("Model", _model(config, plan)),
@@ -59,6 +61,8 @@ def _batch(config: Config, plan: Plan) -> list[str]:
     if config.data.train_data_paths is None:
         return [f"evaluation only: actor.eval_batch_size={config.actor.eval_batch_size} rows a pass"]
     batching = plan.batching
+    if plan.rl is not None:
+        return _rl_batch(config, plan)
     head = f"{batching.global_batch_size} samples a step = {batching.world_size} ranks x {batching.samples_per_rank}"
     if plan.passes.balance_tokens:
         head = f"{batching.global_batch_size} samples a step, about {batching.samples_per_rank} a rank, by cost"
@@ -72,6 +76,50 @@ def _batch(config: Config, plan: Plan) -> list[str]:
         else ""
     )
     return [head, f"each rank: {passes} micro-batches x {batching.micro_batch_size} samples{tokens}"]
+
+
+def _rl_batch(config: Config, plan: Plan) -> list[str]:
+    """How a step's answers are divided."""
+    assert plan.rl is not None, "of reinforcement learning"
+    algorithm, batching = config.algorithm, plan.batching
+    updates = f"{algorithm.n_minibatches} updates" if algorithm.n_minibatches > 1 else "1 update (strictly on-policy)"
+    filled = (
+        f"micro-batches of at most {batching.max_tokens:,} tokens"
+        if batching.max_tokens is not None
+        else f"micro-batches of {batching.micro_batch_size} answers"
+    )
+    return [
+        f"{plan.rl.answers} answers a step = {plan.rl.prompts} prompts x {algorithm.group_size}, in {updates}",
+        f"groups go to the {batching.world_size} ranks whole, by tokens; {filled}",
+    ]
+
+
+def _rollout(config: Config, rl: RlPlan) -> list[str]:
+    """Engines, sampling, push, reward, algorithm."""
+    algorithm = config.algorithm
+    if rl.transport is None:
+        source = [f"recorded answers in {config.runner.replay_rollouts}; no engine, no reward"]
+    else:
+        params, evaluation = algorithm.sampling_params, algorithm.eval_sampling_params
+        sampled = f"{evaluation.n} at temperature {evaluation.temperature:g}" if evaluation.n else "none sampled"
+        source = [
+            f"engines     {rl.engines} of {config.rollout.tensor_parallel_size} device(s), at most "
+            f"{config.rollout.max_num_seqs} answers at once each; sleep {_word(rl.sleeps)} ({rl.reasons['sleep']})",
+            f"sampling    temperature {params.temperature:g}, at most {params.max_new_tokens:,} tokens; "
+            f"evaluation: greedy, {sampled}",
+            f"weights     pushed through {rl.transport} ({rl.reasons['transport']})",
+            f"reward      {config.reward.name} {config.reward.options or ''}".rstrip()
+            + f", {config.reward.num_workers} processes, {config.reward.time_limit:g} s an answer",
+        ]
+    correction = algorithm.rollout_correction
+    corrected = f"{correction.mode} at {correction.upper:g} by {correction.level}" if correction.enabled else "none"
+    reference = f"{algorithm.kl_penalty_type} x {algorithm.kl_beta:g} in the {algorithm.kl_in}"
+    return [
+        *source,
+        f"algorithm   {algorithm.adv_type}, {algorithm.loss_type} -{algorithm.clip_ratio_low:g}/"
+        f"+{algorithm.clip_ratio_high:g}, {algorithm.loss_agg_func}; rollout correction {corrected}; "
+        f"divergence {reference if algorithm.kl_beta else 'none (no reference is built)'}",
+    ]
 
 
 def _length(config: Config, plan: Plan) -> list[str]:

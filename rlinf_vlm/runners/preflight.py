@@ -11,13 +11,14 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlinf_vlm.cluster.placement import ComponentPlacement, Topology, parse_component_placement
 from rlinf_vlm.config.memory import GIB, Circumstances
 from rlinf_vlm.config.passes import Passes, choose_packing, choose_passes
 from rlinf_vlm.config.resolve import (
+    MICRO_BATCH_SIZE,
     Batching,
     Schedule,
     Start,
@@ -34,10 +35,10 @@ from rlinf_vlm.models.families import FamilySpec, check_family, resolve_family
 from rlinf_vlm.models.folder import ModelFolder, read_model_folder
 from rlinf_vlm.models.parts import LinearLayer, adapted_layers, adapter_size, count_trained
 from rlinf_vlm.runners.resume import Origin
+from rlinf_vlm.runners.rl_plan import ACTOR, RlPlan, check_rl, place_components, plan_rl
 from rlinf_vlm.tracking import check_backends
 from rlinf_vlm.types import UserError
 
-TRAINING_COMPONENT = "actor"
 GATED_MLP = ("gate_proj", "up_proj", "down_proj")
 """Linear layers of a gated MLP."""
 _BLOCK = re.compile(r"(^|\.)(blocks|layers?)\.\d+\.")
@@ -66,11 +67,18 @@ class Plan:
     eval_rows: int | None
     origin: Origin | None
     """Where the weights come from; None: from the model folder."""
+    rl: RlPlan | None = None
+    """Of reinforcement learning alone."""
 
 
 def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
     """All checks that do not need to know the machine. Returns the model folder and the row counts (None: unknown)."""
     check_intervals(config)
+    if config.runner.replay_rollouts is not None and not is_rl(config):
+        raise UserError(
+            f"runner.replay_rollouts={config.runner.replay_rollouts!r} is read by task_type=reasoning only; set it to "
+            "null"
+        )
     if config.data.train_data_paths is not None:
         check_run_length(config.runner)
     check_backends(config.runner.logger.logger_backends)
@@ -82,6 +90,8 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
             "set actor.packing to auto or false"
         )
     adapted_layers(config.actor.model, model.shapes, family)
+    if is_rl(config):
+        check_rl(config)
     kind = make_kind(config.data)
     train_rows = inspect_paths(config.data.train_data_paths, "data.train_data_paths", kind)
     eval_rows = inspect_paths(config.data.eval_data_paths, "data.eval_data_paths", kind)
@@ -108,12 +118,9 @@ def make_plan(
 ) -> Plan:
     """Placement and arithmetic on ``topology``."""
     placements = parse_component_placement(_placement_rules(config), topology)
-    names = [placement.name for placement in placements]
-    if names != [TRAINING_COMPONENT]:
-        raise UserError(
-            f"cluster.component_placement places {names}, but runner.task_type={config.runner.task_type!r} runs "
-            f"['{TRAINING_COMPONENT}']; place the actor and nothing else"
-        )
+    if is_rl(config):
+        placements = place_components(config, placements)
+    _check_placed(config, placements)
     processes = placements[0].processes
     _check_attention(config, on_gpu=processes[0].is_gpu)
     world_size = len(processes)
@@ -143,13 +150,37 @@ def make_plan(
         train_rows=train_rows,
         eval_rows=eval_rows,
         origin=origin,
+        rl=plan_rl(config, placements) if is_rl(config) else None,
     )
+
+
+def is_rl(config: Config) -> bool:
+    """Whether the run samples answers, or trains on recorded ones."""
+    return config.runner.task_type != "sft"
+
+
+def _check_placed(config: Config, placements: Sequence[ComponentPlacement]) -> None:
+    names = [placement.name for placement in placements]
+    if not is_rl(config) and names != [ACTOR]:
+        raise UserError(
+            f"cluster.component_placement places {names}, but runner.task_type={config.runner.task_type!r} runs "
+            f"['{ACTOR}']; place the actor and nothing else"
+        )
 
 
 def plan_batching(config: Config, family: FamilySpec, world_size: int) -> tuple[Batching, str]:
     """How a step is divided, and why it is packed or not. Without training the batch sizes need not fit the ranks."""
     actor = config.actor
     packing, reason = choose_packing(actor, packs=family.supports_packing)
+    if config.data.train_data_paths is not None and is_rl(config):
+        answers = config.data.rollout_batch_size * config.algorithm.group_size
+        return Batching(
+            world_size=world_size,
+            # Answers go to ranks by cost, groups whole: their number need not divide.
+            global_batch_size=-(-answers // config.algorithm.n_minibatches),
+            micro_batch_size=None if packing else actor.micro_batch_size or MICRO_BATCH_SIZE,
+            max_tokens=actor.max_tokens_per_micro_batch if packing else None,
+        ), reason
     if config.data.train_data_paths is not None:
         return resolve_batching(actor, world_size, packing=packing), reason
     return Batching(

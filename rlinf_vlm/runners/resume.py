@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlinf_vlm.checkpoints import Checkpoint, find_checkpoint, is_checkpoint_name, newest_checkpoint
-from rlinf_vlm.config.resolve import Schedule, Start
+from rlinf_vlm.config.resolve import Schedule, Start, samples_per_step
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.files import HubDataset, find_source
 from rlinf_vlm.types import UserError
@@ -112,9 +112,14 @@ def what_matters(config: Config, train_rows: int | None) -> dict[str, Any]:
     actor = tree["actor"]
     unread = () if config.actor.model.is_lora else tuple(name for name in actor["model"] if name.startswith("lora_"))
     model = {name: value for name, value in actor["model"].items() if name not in FREE_MODEL + unread}
+    trains_by: dict[str, Any] = {"actor.global_batch_size": actor["global_batch_size"]}
+    if config.runner.task_type != "sft":
+        algorithm = {name: value for name, value in tree["algorithm"].items() if name != "eval_sampling_params"}
+        reward = {name: tree["reward"][name] for name in ("name", "options")}
+        trains_by = {**flat(algorithm, "algorithm."), **flat(reward, "reward.")}
     kept = {
         "actor.seed": actor["seed"],
-        "actor.global_batch_size": actor["global_batch_size"],
+        **trains_by,
         **flat(model, "actor.model."),
         "actor.model.model_path (config.json, weights)": _model_content(Path(config.actor.model.model_path)),
         **flat(actor["fsdp_config"]["mixed_precision"], "actor.fsdp_config.mixed_precision."),
@@ -150,9 +155,23 @@ def check_same(config: Config, checkpoint: Checkpoint, train_rows: int | None) -
     return [f"{key} was {_short(old)}, is {_short(new)}" for key, old, new in [*hard, *free]]
 
 
-def describe(config: Config, schedule: Schedule, step: int) -> dict[str, Any]:
-    """What state.json says of a run after ``step`` steps; the ranks add their random states."""
-    samples = schedule.samples_after(step, config.actor.global_batch_size)
+def first_weights(config: Config, origin: Origin | None) -> str | None:
+    """The weights that the run began with, also where it is resumed: a checkpoint's, None for the model folder's."""
+    if origin is None:
+        return None
+    if origin.resumed is None:
+        return str(origin.weights)
+    path = origin.resumed.state["config"].get("runner.ckpt_path")
+    return None if path is None else str(_weights_only(Path(path)).weights)
+
+
+def describe(config: Config, schedule: Schedule, step: int, samples: int | None = None) -> dict[str, Any]:
+    """What state.json says of a run after ``step`` steps; the ranks add their random states.
+
+    samples: the data cursor, where it does not follow from the step.
+    """
+    if samples is None:
+        samples = schedule.samples_after(step, samples_per_step(config))
     matters = what_matters(config, schedule.train_rows)
     return {
         "step": step,

@@ -34,15 +34,18 @@ class Checkpoints:
         self._writing: Path | None = None
         self._saved = schedule.start.step
 
-    def save(self, step: int) -> None:
-        """Begins the checkpoint after ``step`` finished steps, once the one before is finished. Once a step."""
+    def save(self, step: int, samples: int | None = None) -> None:
+        """Begins the checkpoint after ``step`` finished steps, once the one before is finished. Once a step.
+
+        samples: the data cursor, where it does not follow from the step.
+        """
         if step == self._saved:
             return
         clock = Clock()
         self._collect(step, wait=True)
         folder = checkpoint_folder(self._session.checkpoints.absolute(), step)
         partial = folder.with_name(f"{folder.name}{PARTIAL}-{uuid.uuid4().hex[:8]}")
-        self._actor.call("begin_save", str(folder), str(partial), describe(self._config, self._schedule, step))
+        self._actor.call("begin_save", str(folder), str(partial), describe(self._config, self._schedule, step, samples))
         self._writing, self._saved = folder, step
         self._session.log_saving(step, clock.seconds())
 

@@ -16,17 +16,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 import yaml
 
 from rlinf_vlm.checkpoints import Checkpoint
 from rlinf_vlm.config.schema import Config, RunnerConfig
-from rlinf_vlm.evaluation.answers import EvalRecord, summarise
 from rlinf_vlm.runners.resume import AUTO
 from rlinf_vlm.runners.run_folder import history, numbered
 from rlinf_vlm.runners.stopping import GracefulStop
 from rlinf_vlm.tracking import Backend, Terminal, open_backends
 from rlinf_vlm.types import UserError
+
+
+class RowRecord(Protocol):
+    """What an evaluation found for one row."""
+
+    @property
+    def row(self) -> int:
+        """Its number."""
+
+    @property
+    def error(self) -> str | None:
+        """Why it could not be used; None where it was."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The line of the per-sample file."""
 
 
 class Session:
@@ -103,14 +118,10 @@ class Session:
         with Terminal(0, self.run_log) as terminal:
             terminal.say(line)
 
-    def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of the step with index ``step``."""
+    def log_step(self, step: int, metrics: Mapping[str, float], shown: str) -> None:
+        """Metrics of the step with index ``step``; ``shown``: what the progress line says of it."""
         self._log(step + 1, metrics)
         assert self._terminal is not None, "steps are logged while they are iterated"
-        shown = (
-            f"loss {metrics['train/loss']:.4f}  grad {metrics['train/grad_norm']:.3f}  lr {metrics['train/lr']:.2e}  "
-            f"{metrics['perf/tokens_per_second']:,.0f} tok/s"
-        )
         self._terminal.step(step + 1, shown)
 
     def evaluates_after(self, step: int, total: int) -> bool:
@@ -126,22 +137,25 @@ class Session:
         step = self._resumed_step
         return step is not None and owes_evaluation(self._runner, self.folder, step, total)
 
-    def log_evaluation(self, finished_steps: int, records: Sequence[EvalRecord], seconds: float) -> dict[str, float]:
-        """Writes one line a row and logs the summary, after ``finished_steps`` optimizer steps."""
+    def log_evaluation(self, finished_steps: int, records: Sequence[RowRecord], metrics: Mapping[str, float]) -> None:
+        """Writes one line a row and logs the summary, after ``finished_steps`` optimizer steps.
+
+        Raises UserError when no row could be used (eval/samples).
+        """
         folder = self.folder / "eval"
         folder.mkdir(exist_ok=True)
-        with (folder / f"step_{finished_steps}.jsonl").open("w", encoding="utf-8") as file:
+        with (folder / f"step_{finished_steps}.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
             for record in sorted(records, key=lambda record: record.row):
                 file.write(json.dumps(record.as_json(), ensure_ascii=False) + "\n")
-        metrics = {**summarise(records), "time/eval": seconds}
         if not metrics["eval/samples"]:
             raise UserError(f"none of the {len(records)} evaluation rows can be used ({records[0].error})")
         self._log(finished_steps, metrics)
         shown = "  ".join(
-            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in metrics.items()
+            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
+            for name, value in metrics.items()
+            if not name.endswith(("_low", "_high"))  # bounds are for the curves
         )
         self.say(f"evaluation after step {finished_steps}: {shown}")
-        return metrics
 
     def log_saving(self, finished_steps: int, seconds: float) -> None:
         """Records how long the training waited for a checkpoint to begin."""

@@ -6,7 +6,7 @@ from rlinf_vlm.cluster.ray_cluster import Cluster
 from rlinf_vlm.cluster.worker_group import WorkerGroup
 from rlinf_vlm.config.resolve import Schedule, Start, resolve_schedule
 from rlinf_vlm.config.schema import Config
-from rlinf_vlm.evaluation.answers import with_blank
+from rlinf_vlm.evaluation.answers import summarise, with_blank
 from rlinf_vlm.runners.preflight import Plan
 from rlinf_vlm.runners.resume import check_same
 from rlinf_vlm.runners.saving import Checkpoints
@@ -47,7 +47,8 @@ def train(actor: WorkerGroup, config: Config, schedule: Schedule, session: Sessi
     if evaluated:
         evaluate(actor, config, session, finished_steps=done)
     for step in session.steps(done, total):
-        session.log_step(step, actor.call("train_step", step)[0])
+        figures = actor.call("train_step", step)[0]
+        session.log_step(step, figures, shown(figures))
         done = step + 1
         checkpoints.collect(done)
         # Saved first: an evaluation that fails (a broken test row) does not cost the training. As a failure ends the
@@ -73,4 +74,12 @@ def evaluate(actor: WorkerGroup, config: Config, session: Session, *, finished_s
     records = [record for part in actor.call("evaluate") for record in part]
     if config.runner.eval_image_ablation:
         records = with_blank(records, [record for part in actor.call("evaluate", True) for record in part])
-    session.log_evaluation(finished_steps, records, clock.seconds())
+    session.log_evaluation(finished_steps, records, {**summarise(records), "time/eval": clock.seconds()})
+
+
+def shown(figures: dict[str, float]) -> str:
+    """What the progress line says of a step."""
+    return (
+        f"loss {figures['train/loss']:.4f}  grad {figures['train/grad_norm']:.3f}  lr {figures['train/lr']:.2e}  "
+        f"{figures['perf/tokens_per_second']:,.0f} tok/s"
+    )

@@ -100,21 +100,8 @@ class ActorWorker:
 
         ``checkpoint``: the global_step_N folder whose optimizer and random state to go on with.
         """
-        optim = self.config.actor.optim
-        self.schedule = schedule
         self.steps = self.feed.train(schedule, self.policy.feature_weight)
-        self.optimizer = make_adamw(
-            self.policy.module,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            eps=optim.adam_eps,
-            weight_decay=optim.weight_decay,
-            decay_norm_and_bias=optim.decay_norm_and_bias,
-            fused=self.passes.fused_optimizer,
-        )
-        self.saver = ActorSaver(self.config, self.policy, self.optimizer)
-        if checkpoint is not None:
-            restore_optimizer(Path(checkpoint), self.policy, self.optimizer)
-            restore_random_state(Path(checkpoint), self.context.rank, self.config.actor.seed)
+        self._make_optimizer(schedule, checkpoint)
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, the same on every rank."""
@@ -158,6 +145,23 @@ class ActorWorker:
     def close(self) -> None:
         """Leaves the process group."""
         stop_process_group()
+
+    def _make_optimizer(self, schedule: Schedule, checkpoint: str | None) -> None:
+        """Optimizer and saver, from the checkpoint's state where there is one."""
+        optim = self.config.actor.optim
+        self.schedule = schedule
+        self.optimizer = make_adamw(
+            self.policy.module,
+            betas=(optim.adam_beta1, optim.adam_beta2),
+            eps=optim.adam_eps,
+            weight_decay=optim.weight_decay,
+            decay_norm_and_bias=optim.decay_norm_and_bias,
+            fused=self.passes.fused_optimizer,
+        )
+        self.saver = ActorSaver(self.config, self.policy, self.optimizer)
+        if checkpoint is not None:
+            restore_optimizer(Path(checkpoint), self.policy, self.optimizer)
+            restore_random_state(Path(checkpoint), self.context.rank, self.config.actor.seed)
 
     def _totals(self, step: int, rows: RankStep) -> tuple[float, int]:
         """Supervised tokens of the whole step, and how many passes the rank with the most micro-batches makes."""

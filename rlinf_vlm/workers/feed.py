@@ -27,7 +27,9 @@ from rlinf_vlm.data.reading import BatchReader, RowReader, Share
 from rlinf_vlm.data.rendering import PositionFn, Renderer, RenderOptions
 from rlinf_vlm.data.sources import open_table
 from rlinf_vlm.models.families import resolve_family
+from rlinf_vlm.rollout.prompts import banned_ids
 from rlinf_vlm.types import RankContext, UserError
+from rlinf_vlm.workers.rl_batch import AnsweredFeed
 
 Loaded = TypeVar("Loaded", RankStep, EvalBatch)
 
@@ -92,6 +94,11 @@ class Feed:
         """Rows of the evaluation set; 0 without one."""
         return 0 if self._eval is None else len(self._eval)
 
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that no answer may hold."""
+        return banned_ids(self._renderer.processor)
+
     def train(self, schedule: Schedule, feature_weight: float) -> Iterator[RankStep]:
         """This rank's steps, from the run's start or the place where it goes on to its end.
 
@@ -121,18 +128,34 @@ class Feed:
             world_size=1 if share else world,
             first=schedule.start.samples,
         )
-        collator = StepCollator(
+        reader = BatchReader(
+            reader=RowReader(rows=self._train, kind=self._kind, renderer=self._renderer),
+            share=share,
+        )
+        return map(self._checked, train_steps(reader, steps, self.collator(), self._ahead))
+
+    def collator(self) -> StepCollator:
+        """Samples of a step -> micro-batches, as the run divides them."""
+        return StepCollator(
             image_token_id=self._image_token_id,
             micro_batch_size=self._batching.micro_batch_size,
             max_tokens=self._batching.max_tokens,
             share_images=self._share_images,
             pixel_dtype=self._pixel_dtype,
         )
-        reader = BatchReader(
-            reader=RowReader(rows=self._train, kind=self._kind, renderer=self._renderer),
-            share=share,
+
+    def answered(self) -> AnsweredFeed:
+        """What makes samples of answers to the training rows."""
+        assert self._train is not None, "training needs training rows"
+        renderer = self._renderer
+        # One each: a renderer's cache of images is not for several threads.
+        renderers = [
+            Renderer(renderer.processor, renderer.positions, renderer.options)
+            for _ in range(max(1, self._config.data.num_workers))
+        ]
+        return AnsweredFeed(
+            [RowReader(rows=self._train, kind=self._kind, renderer=own) for own in renderers], self.collator()
         )
-        return map(self._checked, train_steps(reader, steps, collator, self._ahead))
 
     def evaluation(self, blank_images: bool = False) -> Iterator[EvalBatch]:
         """This rank's part of the evaluation rows; every rank gets the same number of batches.

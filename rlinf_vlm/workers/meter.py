@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -71,6 +72,27 @@ class StepMeter:
             "time/step": slowest,
             "time/data_wait": waited,
         }
+
+
+class Phases:
+    """Seconds of the parts of a step on this rank, the device's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Adds what happens inside to the part ``name``."""
+        start = time.perf_counter()
+        yield
+        _synchronize(self._device)
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """time/<part> of the slowest rank; every rank calls it and has had the same parts."""
+        slowest = all_max(*self._seconds.values())
+        return {f"time/{name}": seconds for name, seconds in zip(self._seconds, slowest, strict=True)}
 
 
 def _peak_memory(device: torch.device) -> float:

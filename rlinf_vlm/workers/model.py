@@ -28,7 +28,7 @@ from rlinf_vlm.models.mrope import MropePositions, SequentialPositions, position
 from rlinf_vlm.models.parts import LinearLayer, adapter_size, frozen_parts
 from rlinf_vlm.models.policy import VisionLanguageModel
 from rlinf_vlm.models.transfer import copy_to
-from rlinf_vlm.types import MicroBatch, ProcessedImage, TokenScores, UserError
+from rlinf_vlm.types import LogitView, MicroBatch, ProcessedImage, TokenScores, UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -158,9 +158,9 @@ class Policy:
         """Reads what this rank holds of the model folder's weights; ``fresh``: the adapters' whole first values."""
         fill({self.module.hf_state_name(name): part for name, part in self.sharded.parts().items()}, stored, fresh)
 
-    def __call__(self, micro_batch: MicroBatch) -> TokenScores:
-        """Scores of the micro-batch's supervised tokens."""
-        return self.module(micro_batch)
+    def __call__(self, micro_batch: MicroBatch, view: LogitView | None = None) -> TokenScores:
+        """Scores of the micro-batch's supervised tokens, of the plain distribution or of ``view``."""
+        return self.module(micro_batch, view)
 
     @torch.no_grad()
     def _check_text_only(self, device: torch.device) -> None:
@@ -209,8 +209,9 @@ class Policy:
         """What the vision tower costs of an image token, in units of what the language model costs of a token."""
         return feature_weight(self._shape, self._trained)
 
-    def step_flops(self, rows: RankStep) -> float:
-        """Floating-point operations, forward and backward, that this rank's rows need."""
+    def step_flops(self, rows: RankStep, *, scored: int = 0) -> float:
+        """Floating-point operations, forward and backward, that this rank's rows need; and once more forward for each
+        time that they are ``scored`` besides."""
         total = 0.0
         for batch in rows.micro_batches:
             lengths = batch.cu_seqlens.diff().long()
@@ -224,7 +225,8 @@ class Policy:
                 squared_patches=int((patches**2).sum()),
                 squared_windows=int(patches.sum()) * 64,
             )
-            total += step_flops(self._shape, work, self._trained).total
+            flops = step_flops(self._shape, work, self._trained)
+            total += flops.total + scored * flops.forward
         return total
 
 

@@ -26,16 +26,18 @@ def dry(name: str, small_run: Path, *overrides: str) -> int:
 
 def test_there_are_experiments_and_models():
     assert {"custom_sft_vlm", "robo2vlm_sft", "easy_vqa_choices", "geo3k_sft"} <= set(EXPERIMENTS)
+    assert {"geo3k_grpo", "geometry_grpo", "geometry_warmup"} <= set(EXPERIMENTS)
     assert len(MODELS) == 5
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_planned(name, small_run, capsys):
     columns = ["data.dataset_name=robo2vlmsft", "data.choice_key=choices", "data.answer_key=correct_answer"]
-    columns += ["data.messages_key=null", "data.image_keys=[image]"]
+    columns += ["data.messages_key=null", "data.image_keys=[image]", "data.prompt_key=question"]
     assert dry(name, small_run, *columns) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
-    for part in ("Placement", "CPU slot 0", "samples a step", "learning rate", "Memory", "64 rows", "101 rows"):
+    step = "answers a step" if name.endswith("_grpo") else "samples a step"
+    for part in ("Placement", "CPU slot 0", step, "learning rate", "Memory", "64 rows", "101 rows"):
         assert part in shown
     assert not (small_run / "log").exists(), "a dry run writes nothing"
 

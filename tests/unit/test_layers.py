@@ -20,21 +20,21 @@ MAY_IMPORT = {
     "checkpoints": {"types"},
     "config": {"types", "registry"},
     "algorithms": BASE,
-    "evaluation": BASE,
+    "evaluation": BASE | {"rewards", "rollout"},
     "rewards": BASE,
-    "rollout": BASE | {"data"},
+    "rollout": BASE | {"data", "rewards"},
     "data": BASE,
-    "models": BASE,
+    "models": BASE | {"algorithms"},
     "distributed": BASE,
     "cluster": BASE,
     "workers": BASE | {"algorithms", "evaluation", "data", "models", "distributed", "rewards", "rollout", "workers"},
     # What runners see of models and data is what loads no torch: families, folders, kinds, files.
-    "runners": BASE | {"evaluation", "cluster", "data", "models", "rewards", "rollout"},
+    "runners": BASE | {"evaluation", "cluster", "data", "models", "algorithms", "rewards", "rollout"},
 }
 HEAVY_ONLY_IN = {
     "ray": {"cluster/ray_cluster.py", "cluster/ray_nodes.py", "cluster/worker_group.py"},
     "hydra": set(),
-    "vllm": {"workers/engine.py", "workers/engine_weights.py"},
+    "vllm": {"workers/engine.py", "workers/engine_weights.py", "workers/push_nccl.py"},
     "transformers": {
         "data/processor.py",
         "models/attention.py",
@@ -111,6 +111,11 @@ def test_light_modules_load_nothing_heavy(module):
 @pytest.mark.parametrize("module", ["rewards", "rewards.pool", "rewards.pool_worker", "rewards.protocol", "algorithms"])
 def test_naming_rewards_and_algorithms_loads_none(module):
     assert loaded_by(f"import rlinf_vlm.{module}", "torch", "sympy", "math_verify", "transformers") == []
+
+
+@pytest.mark.parametrize("module", ["rollout.batching", "rollout.files", "evaluation.answered", "workers.reward"])
+def test_what_becomes_of_answers_is_decided_without_torch(module):
+    assert loaded_by(f"import rlinf_vlm.{module}", "torch", "transformers", "ray", "vllm", "sympy") == []
 
 
 def test_grading_loads_no_torch():

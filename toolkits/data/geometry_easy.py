@@ -26,6 +26,7 @@ from toolkits.data.geometry_figure import (
     triangle,
     two_lengths,
 )
+from toolkits.data.geometry_regular import REGULAR
 
 FIND_X = "Find $x$."
 
@@ -192,7 +193,7 @@ def diameter(rng: random.Random) -> Problem:
 
 def midline(rng: random.Random) -> Problem:
     """The side of a triangle from the segment between the midpoints of the two others."""
-    half = rng.randint(3, 20)
+    half = rng.randint(3, 25)
     height, lean = rng.uniform(1.4, 1.9) * half, rng.uniform(0.5, 1.5) * half
     points = {"A": (0.0, 0.0), "B": (2.0 * half, 0.0), "C": (lean, height)}
     points |= {"M": middle(points["A"], points["C"]), "N": middle(points["B"], points["C"])}
@@ -253,6 +254,23 @@ def neighbouring_angle(rng: random.Random) -> Problem:
     )
 
 
+def apex_angle(rng: random.Random) -> Problem:
+    """The angle between the equal sides of an isosceles triangle from one of the two others."""
+    given = rng.randint(35, 70)
+    return Problem(
+        numbers=(given,),
+        figure=Figure(
+            points=angled_triangle(given, given),
+            lines=polygon("ABC"),
+            angles=corners(CAB=given, BCA=UNKNOWN),
+            equal=(chain("BC", "CA"),),
+        ),
+        asked=Asked(what="angle", points="BCA"),
+        question=FIND_X,
+        answer=Surd(factor=180 - 2 * given),
+    )
+
+
 def central_angle(rng: random.Random) -> Problem:
     """The angle at a circle's centre from the one at its rim over the same chord."""
     given = rng.randint(35, 72)
@@ -272,37 +290,6 @@ def central_angle(rng: random.Random) -> Problem:
     )
 
 
-def _regular_perimeter(rng: random.Random, corners_count: int, shape: str) -> Problem:
-    """All sides equal, one given."""
-    side = rng.randint(2, 30)
-    names = "ABCDEF"[:corners_count]
-    turn = 360 / corners_count
-    radius = side / (2 * polar(90 - turn / 2)[0])
-    points = {name: polar(index * turn - turn / 2 - 90, radius) for index, name in enumerate(names)}
-    return Problem(
-        numbers=(side,),
-        figure=Figure(points=points, lines=polygon(names), lengths=sides(AB=side), equal=(polygon(names),)),
-        asked=Asked(what="perimeter", points=names),
-        question=f"Find the perimeter of the {shape}.",
-        answer=Surd(factor=corners_count * side),
-    )
-
-
-def triangle_equal_perimeter(rng: random.Random) -> Problem:
-    """The perimeter of an equilateral triangle."""
-    return _regular_perimeter(rng, 3, "triangle")
-
-
-def square_perimeter(rng: random.Random) -> Problem:
-    """The perimeter of a square."""
-    return _regular_perimeter(rng, 4, "square")
-
-
-def hexagon_perimeter(rng: random.Random) -> Problem:
-    """The perimeter of a regular hexagon."""
-    return _regular_perimeter(rng, 6, "hexagon")
-
-
 LEVEL_1 = (rectangle_side, isosceles_leg, kite_side, circle_radius, vertical_angle, opposite_angle, base_angle)
 LEVEL_2 = (
     segment_double,
@@ -311,8 +298,7 @@ LEVEL_2 = (
     supplementary_angle,
     complementary_angle,
     neighbouring_angle,
+    apex_angle,
     central_angle,
-    triangle_equal_perimeter,
-    square_perimeter,
-    hexagon_perimeter,
+    *REGULAR,
 )

@@ -134,22 +134,31 @@ def equilateral_height(rng: random.Random) -> Problem:
 
 
 def half_equilateral(rng: random.Random) -> Problem:
-    """A right triangle with 60 degrees: its long leg, or its hypotenuse, from the short one."""
+    """The long leg of a right triangle with 60 degrees, from the short one."""
     short = rng.randint(2, 25)
+    return _half_equilateral(short, asked="CA", answer=surd(3, short))
+
+
+def half_equilateral_hypotenuse(rng: random.Random) -> Problem:
+    """The hypotenuse of such a triangle, from the short leg."""
+    short = rng.randint(2, 25)
+    return _half_equilateral(short, asked="BC", answer=Surd(factor=2 * short))
+
+
+def _half_equilateral(short: int, asked: str, answer: Surd) -> Problem:
     points = {"A": (0.0, 0.0), "B": (float(short), 0.0), "C": (0.0, short * math.sqrt(3))}
-    longest = rng.random() < 0.4
     return Problem(
-        numbers=(short, 2 if longest else 3),
+        numbers=(short,),
         figure=Figure(
             points=points,
             lines=polygon("ABC"),
-            lengths=sides(AB=short, BC=UNKNOWN) if longest else sides(AB=short, CA=UNKNOWN),
+            lengths=sides(**{"AB": short, asked: UNKNOWN}),
             angles=corners(ABC=60),
             right_angles=(("A", "B", "C"),),
         ),
-        asked=Asked(what="length", points="BC" if longest else "CA"),
+        asked=Asked(what="length", points=asked),
         question=FIND_X,
-        answer=Surd(factor=2 * short) if longest else surd(3, short),
+        answer=answer,
     )
 
 
@@ -289,6 +298,7 @@ LEVEL_4 = (
     half_square,
     equilateral_height,
     half_equilateral,
+    half_equilateral_hypotenuse,
     hypotenuse,
     leg,
     rectangle_diagonal,

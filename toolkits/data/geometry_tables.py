@@ -9,9 +9,9 @@ r"""The geometry demo as parquet: drawn problems in the layout of geometry3k, tr
 
 Invariants: train and test share no problem, by a digest: two or more given numbers, whatever their order, are of one
 split only; a single number, of which there are few, together with whether the figure lies or stands (a number that
-training never shows would be learned as one that does not occur). No picture comes twice with the same question;
-every kind comes equally often; the same seed gives the same rows. What is given stands in the picture and nowhere in
-the text. Does not know tokens or models.
+training never shows would be learned as one that does not occur; more in ``is_test``). No picture comes twice with the
+same question; every kind comes equally often; the same seed gives the same rows. What is given stands in the picture
+and nowhere in the text, or (``given="text"``) the other way round. Does not know tokens or models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,8 +33,11 @@ from toolkits.data.geometry_easy import LEVEL_1, LEVEL_2
 from toolkits.data.geometry_figure import Problem
 from toolkits.data.geometry_hard import LEVEL_4
 from toolkits.data.geometry_sums import LEVEL_3
+from toolkits.data.geometry_text import fits, is_common, with_letters
 from toolkits.data.geometry_work import solution
 
+Given = Literal["picture", "text"]
+"""Where the values stand."""
 LEVELS = (LEVEL_1, LEVEL_2, LEVEL_3, LEVEL_4)
 KINDS: Mapping[str, Callable[[random.Random], Problem]] = {kind.__name__: kind for kinds in LEVELS for kind in kinds}
 """Every kind of problem by its name, easy to hard."""
@@ -65,34 +68,58 @@ class GeometryRow:
     png: bytes
 
 
-def is_test(kind: str, numbers: Sequence[int], position: int) -> bool:
+def is_test(kind: str, numbers: Sequence[int], position: int, given: Given) -> bool:
     """Whether a problem belongs to the test: by its numbers, in any order; a single one also by how the figure lies.
 
-    Lying or standing is all that counts: mirrored, or turned by half, a symmetric figure is the same figure.
+    With values in the picture, lying or standing is all that counts: mirrored, or turned by half, a symmetric figure is
+    the same figure. In the text, any of the eight ways does: were a number held out with all pictures of a kind, the
+    text would tell what the kind is not.
     """
-    key = f"{kind} {sorted(numbers)}" if len(numbers) > 1 else f"{kind} {numbers[0]} at {position % 2}"
+    way = position if given == "text" else position % 2
+    key = f"{kind} {sorted(numbers)}" if len(numbers) > 1 else f"{kind} {numbers[0]} at {way}"
     return hashlib.sha256(key.encode()).digest()[0] % TEST_PART == 0
 
 
-def make_rows(split: str, count: int, *, side: int, max_level: int, seed: int) -> list[GeometryRow]:
-    """``count`` rows of ``split`` ("train" or "test") in mixed order: all kinds up to ``max_level``, equally often.
+def make_rows(
+    split: str, count: int, *, side: int, kinds: Sequence[str], seed: int, given: Given = "picture"
+) -> list[GeometryRow]:
+    """``count`` rows of ``split`` ("train" or "test") in mixed order, each of ``kinds`` equally often.
 
     Raises ValueError where ``count`` is more than the kinds have different pictures.
     """
-    kinds = [kind for kind in KINDS if LEVEL_OF[kind] <= max_level]
     rng = random.Random(f"{split}-{seed}")
     seen: set[tuple[str, bytes]] = set()
-    rows = [_new_row(kinds[index % len(kinds)], split, side, rng, seen) for index in range(count)]
+    rows = [_new_row(kinds[index % len(kinds)], split, side, rng, seen, given) for index in range(count)]
     rng.shuffle(rows)
     return rows
 
 
-def _new_row(kind: str, split: str, side: int, rng: random.Random, seen: set[tuple[str, bytes]]) -> GeometryRow:
+def choose_kinds(names: str | None, max_level: int, given: Given) -> tuple[str, ...]:
+    """The kinds in ``names`` (with commas between), or all up to ``max_level``; with values in the text, those that
+    name no points in the question. Raises ValueError for a name that is none of them.
+    """
+    usable = [kind for kind in KINDS if given == "picture" or fits(KINDS[kind](random.Random(0)))]
+    if names is None:
+        return tuple(kind for kind in usable if LEVEL_OF[kind] <= max_level)
+    chosen = tuple(names.split(","))
+    for name in chosen:
+        if name not in usable:
+            raise ValueError(f"--kinds: {name!r} is no kind with --given={given}; take some of {', '.join(usable)}")
+    return chosen
+
+
+def _new_row(
+    kind: str, split: str, side: int, rng: random.Random, seen: set[tuple[str, bytes]], given: Given
+) -> GeometryRow:
     for _ in range(MOST_TRIES):
         problem = KINDS[kind](rng)
         position = rng.randrange(POSITIONS)
-        if is_test(kind, problem.numbers, position) != (split == "test"):
+        if is_test(kind, problem.numbers, position, given) != (split == "test"):
             continue
+        if given == "text":
+            if not is_common(problem):
+                continue
+            problem = with_letters(problem, rng)
         row = _drawn(kind, problem, position, side, rng)
         if row is not None and (row.question, row.png) not in seen:
             seen.add((row.question, row.png))

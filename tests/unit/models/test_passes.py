@@ -19,7 +19,7 @@ from rlinf_vlm.models.lora import LoraSettings, add_adapters
 from rlinf_vlm.models.mlp_padding import PaddedMLP
 from rlinf_vlm.models.policy import VisionLanguageModel
 from rlinf_vlm.models.qwen_vl import LinearPatchEmbed
-from rlinf_vlm.models.token_scores import pick_labels
+from rlinf_vlm.models.token_scores import pick_labels, pick_viewed
 from tests.packing_by_hand import make_row, mixed_rows, pack
 from tests.tiny_models import QWEN_FAMILIES, make_tiny
 from tests.unit.models.test_policy import assert_same_gradients, assert_scores, gradients_present, reference, weights_of
@@ -206,4 +206,16 @@ def test_labels_are_picked_by_one_graph() -> None:
         wanted = logits.log_softmax(-1)
         torch.testing.assert_close(logprobs, wanted[torch.arange(count), targets])
         assert torch.equal(argmax, wanted.argmax(-1))
+    assert backend.graphs == 1
+
+
+def test_labels_of_a_sampled_distribution_are_picked_by_one_graph() -> None:
+    backend = CountingBackend()
+    view = {"temperature": 0.7, "banned": torch.tensor([2, 5]), "entropy": "gradient"}
+    picked = compile_function(pick_viewed, backend)
+    for count in (5, 2, 9, 1, 0):
+        logits = torch.randn(count, 11, generator=torch.Generator().manual_seed(count))
+        targets = torch.zeros(count, dtype=torch.int64)
+        for found, wanted in zip(picked(logits, targets, **view), pick_viewed(logits, targets, **view), strict=True):
+            torch.testing.assert_close(found, wanted)
     assert backend.graphs == 1

@@ -40,6 +40,17 @@ class Unruly:
         return Score(value=self._factor * len(command), parts={"pid": float(os.getpid())})
 
 
+class Numbered:
+    """The first answer gets 1, the second 2, and so on."""
+
+    def __init__(self) -> None:
+        self._judged = 0
+
+    def __call__(self, item: RewardInput) -> Score:
+        self._judged += 1
+        return Score(value=float(self._judged))
+
+
 async def slow_length(item: RewardInput) -> Score:
     """Waits a little: an async reward."""
     await asyncio.sleep(0.05)

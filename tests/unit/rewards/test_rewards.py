@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rlinf_vlm.rewards import REWARDS, make_reward
-from rlinf_vlm.rewards.protocol import RewardInput, Score, failed, score_all, summarise
+from rlinf_vlm.rewards.protocol import RewardInput, Score, score_all
 from rlinf_vlm.types import UserError
 from tests.unit.rewards.fakes import Unruly, no_score
 
@@ -165,20 +165,3 @@ def test_async_rewards_wait_together_and_not_too_many(at_once: int, most: int):
 
     found = asyncio.run(score_all(counting, [RewardInput(prediction="a", answer="")] * 10, at_once=at_once))
     assert max(seen) == most and len(found) == 10
-
-
-def test_summary():
-    scores = [
-        Score(value=1.0, parts={"math": 1.0}),
-        Score(value=0.0, parts={"math": 0.0, "form": 1.0}),
-        failed("timeout", "late"),
-    ]
-    assert summarise(scores) == {
-        "reward/samples": 3,
-        "reward/failed": 1,
-        "reward/failed_timeout": 1,
-        "reward/mean": pytest.approx(1 / 3),
-        "reward/math": 0.5,
-        "reward/form": 1.0,
-    }
-    assert summarise([]) == {"reward/samples": 0, "reward/failed": 0}

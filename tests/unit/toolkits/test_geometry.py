@@ -23,6 +23,7 @@ from toolkits.data import geometry_work
 from toolkits.data.geometry_figure import UNKNOWN, Asked, Problem, Surd, measure, surd
 
 CLOSE = 1e-9
+ALL = tuple(tables.KINDS)
 SQUARE = {"A": (0.0, 0.0), "B": (2.0, 0.0), "C": (2.0, 2.0), "D": (0.0, 2.0)}
 
 
@@ -75,7 +76,7 @@ def test_roots_are_in_lowest_terms(radicand: int, factor: int, exact: Surd, late
 
 
 def test_there_are_kinds_of_every_level() -> None:
-    assert len(tables.KINDS) >= 40 and list(map(len, tables.LEVELS)) == [7, 10, 14, 12]
+    assert len(tables.KINDS) >= 40 and list(map(len, tables.LEVELS)) == [7, 13, 14, 13]
     assert set(tables.LEVEL_OF.values()) == {1, 2, 3, 4}
 
 
@@ -164,7 +165,7 @@ def test_the_line_of_work_gives_the_answer(kind: str) -> None:
         assert value == pytest.approx(expected, abs=1e-6), (written, problem.numbers)
         shown = {label.text for label in (*problem.figure.lengths, *problem.figure.angles)}
         # Whatever is neither given nor one of the formula's own constants would have to be guessed.
-        assert set(re.findall(r"\d+", written)) <= shown | {"2", "3", "4", "6", "90", "180", "360"}
+        assert set(re.findall(r"\d+", written)) <= shown | {"2", "3", "4", "5", "6", "8", "90", "180", "360"}
 
 
 def test_work_names_the_larger_number_first_whatever_the_order() -> None:
@@ -195,8 +196,8 @@ def test_some_answers_are_radicals() -> None:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[tables.GeometryRow]]:
-    counts = {"train": 258, "test": 129}
-    return {split: tables.make_rows(split, count, side=140, max_level=4, seed=0) for split, count in counts.items()}
+    counts = {"train": 282, "test": 141}
+    return {split: tables.make_rows(split, count, side=140, kinds=ALL, seed=0) for split, count in counts.items()}
 
 
 def test_every_kind_comes_equally_often(rows: dict[str, list[tables.GeometryRow]]) -> None:
@@ -218,15 +219,22 @@ def test_train_and_test_are_apart(rows: dict[str, list[tables.GeometryRow]]) -> 
     assert len(set(pictures)) == len(pictures)
 
 
-def test_what_makes_another_problem() -> None:
+@pytest.mark.parametrize("given", ["picture", "text"])
+def test_what_makes_another_problem(given: tables.Given) -> None:
     """Neither the order of two numbers nor, with two, how the figure is laid."""
-    assert all(tables.is_test("a", (n, 7), 0) == tables.is_test("a", (7, n), 5) for n in range(50))
-    part = sum(tables.is_test("a", (n, m), 0) for n in range(60) for m in range(n))
+    assert all(tables.is_test("a", (n, 7), 0, given) == tables.is_test("a", (7, n), 5, given) for n in range(50))
+    part = sum(tables.is_test("a", (n, m), 0, given) for n in range(60) for m in range(n))
     assert 0.08 < part / 1770 < 0.17
-    for kind in ("square_perimeter", "diameter", "vertical_angle"):
-        assert all(tables.is_test(kind, (n,), 1) == tables.is_test(kind, (n,), p) for n in range(99) for p in (3, 5, 7))
-        never = [n for n in range(2, 146) if tables.is_test(kind, (n,), 0) and tables.is_test(kind, (n,), 1)]
-        assert len(never) < 8, "numbers that training never shows"
+
+
+@pytest.mark.parametrize("kind", ["square_perimeter", "diameter", "vertical_angle"])
+def test_a_single_number_is_held_out_with_how_the_figure_lies(kind: str) -> None:
+    held_out = {n: [tables.is_test(kind, (n,), p, "picture") for p in range(8)] for n in range(2, 146)}
+    assert all(len(set(ways[0::2])) == len(set(ways[1::2])) == 1 for ways in held_out.values())
+    assert sum(all(ways) for ways in held_out.values()) < 8, "numbers that training never shows"
+    held_out = {n: [tables.is_test(kind, (n,), p, "text") for p in range(8)] for n in range(2, 146)}
+    assert not any(all(ways) for ways in held_out.values()), "the text would tell what the kind is not"
+    assert 0.1 < sum(map(sum, held_out.values())) / (8 * 144) < 0.15
 
 
 def test_the_question_alone_does_not_tell_the_answer(rows: dict[str, list[tables.GeometryRow]]) -> None:
@@ -238,20 +246,20 @@ def test_the_question_alone_does_not_tell_the_answer(rows: dict[str, list[tables
 
 
 def test_rows_follow_the_seed(rows: dict[str, list[tables.GeometryRow]]) -> None:
-    first, again, other = (tables.make_rows("test", 43, side=140, max_level=4, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (tables.make_rows("test", 47, side=140, kinds=ALL, seed=seed) for seed in (5, 5, 6))
     assert first == again
     assert not {row.png for row in first} & {row.png for row in other}
 
 
 def test_levels_bound_the_kinds() -> None:
-    easy = tables.make_rows("train", 34, side=140, max_level=2, seed=0)
-    assert {tables.LEVEL_OF[row.kind] for row in easy} == {1, 2}
+    assert {tables.LEVEL_OF[kind] for kind in tables.choose_kinds(None, 2, "picture")} == {1, 2}
+    assert tables.choose_kinds(None, 4, "picture") == ALL
 
 
 def test_more_rows_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MOST_TRIES", 3)
     with pytest.raises(ValueError, match=r"train: no new picture of '\w+' in 3 tries; ask for fewer rows"):
-        tables.make_rows("train", 2000, side=140, max_level=4, seed=0)
+        tables.make_rows("train", 2000, side=140, kinds=ALL, seed=0)
 
 
 def test_the_file_is_read_as_geo3k_and_as_messages(rows: dict[str, list[tables.GeometryRow]], tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from datasets import Dataset, Features
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from toolkits.data import demo_model, demo_tables, make_demo
+from toolkits.data import demo_folder, demo_model, demo_tables, make_demo
+from toolkits.data.geometry_demo import GeometrySettings
 
 ROWS = 60
 ANSWERS = [answer for kind in demo_tables.KINDS for answer in kind]
@@ -218,7 +219,7 @@ def test_complete_demo_is_left_alone_unless_forced(tmp_path: Path, monkeypatch: 
     def write(folder: Path, *, max_rows: int | None) -> None:
         written.append(folder)
         (folder / "content").write_text(f"{len(written)}")
-        (folder / make_demo.MARKER).write_text("{}")
+        (folder / demo_folder.MARKER).write_text("{}")
 
     monkeypatch.setattr(make_demo, "write_demo", write)
     out = tmp_path / "demo"
@@ -257,7 +258,7 @@ def test_command_exits_2_on_a_users_mistake(tmp_path: Path) -> None:
 
 # the geometry demo
 
-GEOMETRY = make_demo.GeometrySettings(train_rows=43, test_rows=43)
+GEOMETRY = GeometrySettings(train_rows=47, test_rows=47)
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +274,9 @@ def test_geometry_has_tables_a_model_and_a_marker(geometry: Path) -> None:
     for split in ("train", "test"):
         table = pq.read_table(geometry / f"{split}.parquet")
         assert table.column_names == ["problem", "answer", "images", "messages", "kind", "level"]
-        assert table.num_rows == 43
+        assert table.num_rows == 47
     state = json.loads((geometry / "demo.json").read_text())
-    assert (state["train_rows"], state["side"], state["max_level"], state["seed"]) == (43, 140, 4, 0)
+    assert (state["train_rows"], state["side"], state["max_level"], state["seed"]) == (47, 140, 4, 0)
 
 
 def test_geometry_model_reads_its_problems(geometry: Path) -> None:
@@ -309,7 +310,15 @@ def test_each_demo_leaves_the_other_alone(geometry: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--side", "100"], "--side=100: pictures are 140, 168, 196, 224 pixels wide"),
+        (["--side", "100"], "--side=100: pictures with --given=picture are 140, 168, 196, 224 pixels wide"),
+        (
+            ["--given", "text", "--side", "84"],
+            "--side=84: pictures with --given=text are 112, 140, 168",
+        ),
+        (
+            ["--kinds", "midline,circel"],
+            "--kinds: 'circel' is no kind with --given=picture",
+        ),
         (["--max-level", "5"], "--max-level=5: kinds have levels 1 to 4"),
         (["--test-rows", "0"], "--train-rows=4000 and --test-rows=0: both must be at least 1"),
     ],

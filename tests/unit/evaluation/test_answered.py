@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlinf_vlm.evaluation.answered import AnsweredRecord, records_of, summarise
+from rlinf_vlm.evaluation.intervals import bootstrap_interval, wilson_interval
+from rlinf_vlm.rollout.records import DroppedPrompt
+from tests.rollouts import scored
+
+
+def an_evaluation() -> list[AnsweredRecord]:
+    """Rows 0 to 3, of which row 2 cannot be asked; four sampled answers to each, 4, 1 and 0 of them right."""
+    greedy = [
+        scored(3, 0, 0.5, length=6, finish_reason="length"),
+        scored(0, 0, 1.0, length=2),
+        scored(1, 0, 0.0, status="timeout", length=4),
+    ]
+    rewards = {0: [1.0, 1.0, 1.0, 0.9 + 0.1], 1: [0.0, 1.0, 0.0, 0.0], 3: [0.5, 0.9, 0.0, 0.0]}
+    sampled = [
+        scored(row, member, reward, status="error" if (row, member) == (3, 3) else "ok")
+        for row, given in rewards.items()
+        for member, reward in enumerate(given)
+    ]
+    return records_of(greedy, sampled[::-1], [DroppedPrompt(row=2, group=2, reason="a.parquet, row 2: too long")])
+
+
+def test_records_stand_by_row_with_their_answers():
+    records = an_evaluation()
+    assert [record.row for record in records] == [0, 1, 2, 3]
+    assert [record.error for record in records] == [None, None, "a.parquet, row 2: too long", None]
+    assert [[answer.reward for answer in record.sampled] for record in records] == [
+        [1.0, 1.0, 1.0, 1.0],
+        [0.0, 1.0, 0.0, 0.0],
+        [],
+        [0.5, 0.9, 0.0, 0.0],
+    ]
+    assert records_of([]) == []
+
+
+def test_the_summary_by_hand():
+    found = summarise(an_evaluation())
+    low, high = wilson_interval(1, 3)
+    wanted = {
+        "eval/samples": 3,
+        "eval/dropped_rows": 1,
+        "eval/failed": 2,  # row 1's greedy answer, and one sampled one of row 3
+        "eval/accuracy": 1 / 3,
+        "eval/accuracy_low": low,
+        "eval/accuracy_high": high,
+        "eval/reward_mean": 0.75,  # of those that were judged
+        "eval/response_length": 4.0,
+        "eval/truncated": 1 / 3,
+        "eval/sampled_accuracy": (1 + 0.25 + 0) / 3,
+        "eval/pass@1": (1 + 0.25 + 0) / 3,
+        "eval/pass@2": (1 + 0.5 + 0) / 3,
+        "eval/pass@4": (1 + 1 + 0) / 3,
+    }
+    intervals = {
+        "eval/sampled_accuracy": [1, 0.25, 0],
+        "eval/pass@1": [1, 0.25, 0],
+        "eval/pass@2": [1, 0.5, 0],
+        "eval/pass@4": [1, 1, 0],
+    }
+    for name, values in intervals.items():
+        wanted[f"{name}_low"], wanted[f"{name}_high"] = bootstrap_interval(values)
+    assert found == pytest.approx(wanted)
+
+
+def test_correct_is_a_reward_of_one_up_to_rounding():
+    rewards = [1.0, 0.7 + 0.2 + 0.1, 1.1, 1 - 1e-6, 0.999, 0.0]
+    assert 0.7 + 0.2 + 0.1 < 1.0
+    records = records_of([scored(row, 0, reward) for row, reward in enumerate(rewards)])
+    assert [record.greedy.correct for record in records] == [True, True, True, False, False, False]
+    # A failed answer is never right, whatever value it carries.
+    (failed,) = records_of([scored(0, 0, 1.0, status="died")])
+    assert not failed.greedy.correct
+    assert summarise([failed]).keys().isdisjoint({"eval/reward_mean", "eval/sampled_accuracy"})
+    assert summarise([failed])["eval/failed"] == 1 and summarise([failed])["eval/accuracy"] == 0.0
+
+
+def test_where_no_row_could_be_asked_there_are_counts_only():
+    dropped = records_of([], [], [DroppedPrompt(row=0, group=0, reason="broken")])
+    assert summarise(dropped) == {"eval/samples": 0, "eval/dropped_rows": 1, "eval/failed": 0}
+    assert summarise([]) == {"eval/samples": 0, "eval/dropped_rows": 0, "eval/failed": 0}
+
+
+def test_the_k_are_those_that_every_row_has_answers_for():
+    greedy = [scored(0), scored(1)]
+    uneven = records_of(greedy, [scored(0, member) for member in range(8)] + [scored(1, member) for member in range(3)])
+    assert {name for name in summarise(uneven) if "@" in name and name[-1].isdigit()} == {"eval/pass@1", "eval/pass@2"}
+    assert "eval/pass@3" in summarise(uneven, [3]) and "eval/pass@1" not in summarise(uneven, [3])
+    with pytest.raises(ValueError, match="pass@4 needs at least 4 samples"):
+        summarise(uneven, [1, 4])
+
+
+def test_answers_that_belong_to_no_row_or_to_two():
+    with pytest.raises(ValueError, match=r"rows \[1\] have sampled answers and no greedy one"):
+        records_of([scored(0)], [scored(1)])
+    with pytest.raises(ValueError, match=r"rows \[0\] have more than one greedy answer"):
+        records_of([scored(0), scored(0, 1)])
+    with pytest.raises(ValueError, match=r"rows \[0\] have more than one"):
+        records_of([scored(0)], [], [DroppedPrompt(row=0, group=0, reason="broken")])
+
+
+def test_a_line_of_the_file():
+    first, second, third, _ = (json.loads(json.dumps(record.as_json())) for record in an_evaluation())
+    sampled = first.pop("sampled")
+    assert first == {
+        "row": 0,
+        "question": "what?",
+        "answer": "5",
+        "prediction": "so \\boxed{5}",
+        "reward": 1.0,
+        "correct": True,
+        "status": "ok",
+        "finish_reason": "stop",
+        "num_tokens": 2,
+    }
+    assert len(sampled) == 4 and sampled[0]["text"] == "so \\boxed{5}" and sampled[0]["correct"] is True
+    assert second["status"] == "timeout" and second["correct"] is False
+    assert third == {"row": 2, "error": "a.parquet, row 2: too long"}
+    (plain,) = records_of([scored(0, 0, 0.0, text="", parts={"math": 0.0})])
+    assert plain.as_json()["prediction"] == "" and plain.as_json()["parts"] == {"math": 0.0}
+    assert "sampled" not in plain.as_json() and "detail" not in plain.as_json()

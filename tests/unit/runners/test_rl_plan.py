@@ -1,0 +1,166 @@
+"""Reinforcement learning before it starts: what is refused, in one line, and how components are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rlinf_vlm.cluster.placement import Topology, parse_component_placement
+from rlinf_vlm.config.load import load_config
+from rlinf_vlm.config.schema import Config
+from rlinf_vlm.runners.rl_plan import check_rl, eval_samplings, place_components, plan_rl, train_sampling
+from rlinf_vlm.types import UserError
+
+
+def tree(**blocks: Any) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "runner": {"task_type": "reasoning", "max_steps": 3},
+        "data": {"train_data_paths": "a", "dataset_name": "geo3k", "max_prompt_length": 512},
+        "actor": {"model": {"model_type": "qwen2.5_vl", "model_path": "m"}},
+        "algorithm": {},
+    }
+    for name, block in blocks.items():
+        config[name] = {**config.get(name, {}), **block}
+    return config
+
+
+def config(**blocks: Any) -> Config:
+    return load_config(tree(**blocks))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ({"algorithm": {"adv_type": "gae"}}, "needs a critic"),
+        ({"algorithm": {"adv_type": "grpoo"}}, "did you mean 'grpo'?"),
+        ({"algorithm": {"loss_type": "ppo_clip"}}, "unknown loss_type 'ppo_clip'"),
+        ({"algorithm": {"loss_type": "nowhere:thing"}}, "no module named 'nowhere'"),
+        ({"algorithm": {"group_size": 1}}, "set group_size to at least 2"),
+        ({"algorithm": {"n_minibatches": 65}}, "data.rollout_batch_size=64"),
+        ({"algorithm": {"kl_beta": 0.1, "kl_penalty_type": "k1"}}, "restrains nothing"),
+        ({"algorithm": {"sampling_params": {"temperature": 0}}}, "temperature=0"),
+        ({"algorithm": {"sampling_params": {"top_p": 0.9}}}, "top_p=0.9"),
+        ({"algorithm": {"eval_sampling_params": {"n": 4, "temperature": 0}}}, "4 equal answers"),
+        ({"algorithm": {"overlong": {"buffer": 2000}}}, "max_new_tokens=1024"),
+        ({"data": {"max_prompt_length": None}}, "data.max_prompt_length=null"),
+        ({"algorithm": {"sampling_params": {"max_new_tokens": 8000}}}, "set that to at least 8512"),
+        ({"actor": {"global_batch_size": 100, **tree()["actor"]}}, "is not the 512 answers of a step"),
+        ({"reward": {"name": "maths"}}, "did you mean 'math'?"),
+        ({"reward": {"options": {"tolerence": 1}}}, "tolerence"),
+        ({"runner": {**tree()["runner"], "replay_rollouts": "/nowhere"}}, "no such folder"),
+        ({"runner": {**tree()["runner"], "eval_image_ablation": True}}, "task_type=sft only"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line(blocks, expected):
+    with pytest.raises(UserError) as told:
+        check_rl(config(**blocks))
+    assert expected in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_plain_config_is_fine():
+    check_rl(config())
+    check_rl(config(actor={"global_batch_size": 256, **tree()["actor"]}, algorithm={"n_minibatches": 2}))
+    check_rl(config(algorithm={"adv_type": "reinpp", "group_size": 1}))
+
+
+def test_replay_takes_no_evaluation(tmp_path):
+    runner = {**tree()["runner"], "replay_rollouts": str(tmp_path)}
+    check_rl(config(runner=runner))
+    with pytest.raises(UserError, match="without an engine"):
+        check_rl(config(runner={**runner, "val_check_interval": 1}, data={"eval_data_paths": "b"}))
+
+
+def laid_out(
+    rules: dict[str, object], gpus: int = 4, slots: int = 1, change: Callable[[dict[str, Any]], Any] | None = None
+) -> tuple[Any, Any]:
+    built = tree()
+    if change is not None:
+        change(built)
+    loaded = load_config(built)
+    topology = Topology(accelerators=(gpus,), cpu_workers_per_node=slots)
+    placements = place_components(loaded, parse_component_placement(rules, topology))
+    return placements, plan_rl(loaded, placements)
+
+
+@pytest.mark.parametrize(
+    ("rules", "gpus", "slots", "transport", "sleeps"),
+    [
+        ({"actor,rollout": "all"}, 4, 1, "ipc", True),
+        ({"actor": "0-3", "rollout": "2-3"}, 4, 1, "ipc", True),
+        ({"actor": "0-2", "rollout": "3"}, 4, 1, "nccl", False),
+        ({"actor,rollout": "0"}, 0, 1, "shm", False),
+        ({"actor": "0", "rollout": "1"}, 0, 2, "shm", False),
+    ],
+)
+def test_weights_go_the_way_that_the_placement_has(rules, gpus, slots, transport, sleeps):
+    placements, plan = laid_out(rules, gpus, slots)
+    assert [placement.name for placement in placements] == ["actor", "rollout", "reward"]
+    assert (plan.transport, plan.sleeps) == (transport, sleeps)
+    assert not any(process.is_gpu for process in placements[2].processes)
+    assert (plan.prompts, plan.answers) == (64, 512)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"actor": "all"}, "runs ['actor', 'rollout']"),
+        ({"actor": "0-1", "rollout": "1-2"}, "shares 1 of its 2 GPUs"),
+        ({"actor,rollout": "all", "critic": "all"}, "critic"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused(rules, expected):
+    with pytest.raises(UserError) as told:
+        laid_out(rules)
+    assert expected in str(told.value)
+
+
+def test_engines_of_several_gpus():
+    def two(built: dict[str, Any]) -> None:
+        built["rollout"] = {"tensor_parallel_size": 2}
+
+    def three(built: dict[str, Any]) -> None:
+        built["rollout"] = {"tensor_parallel_size": 3}
+
+    placements, plan = laid_out({"actor,rollout": "all"}, change=two)
+    assert [process.devices for process in placements[1].processes] == [(0, 1), (2, 3)]
+    assert plan.engines == 2
+    placements, _ = laid_out({"actor": "0-1", "rollout": "2-3:0"}, change=two)
+    assert [process.devices for process in placements[1].processes] == [(2, 3)]
+    with pytest.raises(UserError, match="does not divide the rollout's 4 GPUs"):
+        laid_out({"actor,rollout": "all"}, change=three)
+    with pytest.raises(UserError, match="needs GPUs"):
+        laid_out({"actor,rollout": "0"}, gpus=0, change=two)
+
+
+def test_the_reward_goes_where_it_is_placed_on_cpus():
+    placements, _ = laid_out({"actor,rollout": "all", "reward": "0-1"})
+    assert [process.devices for process in placements[2].processes] == [(), ()]
+
+
+def test_replay_needs_the_actor_alone(tmp_path):
+    def replays(built: dict[str, Any]) -> None:
+        built["runner"]["replay_rollouts"] = str(tmp_path)
+
+    placements, plan = laid_out({"actor,rollout": "all"}, change=replays)
+    assert [placement.name for placement in placements] == ["actor"]
+    assert plan.transport is None
+
+
+def test_what_is_sampled():
+    loaded = config(
+        algorithm={
+            "group_size": 4,
+            "sampling_params": {"temperature": 0.7, "max_new_tokens": 64},
+            "eval_sampling_params": {"n": 8, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 32},
+        }
+    )
+    train = train_sampling(loaded)
+    assert (train.n, train.temperature, train.max_new_tokens, train.top_p) == (4, 0.7, 64, 1.0)
+    greedy, sampled = eval_samplings(loaded)
+    assert (greedy.n, greedy.temperature, greedy.max_new_tokens) == (1, 0.0, 32)
+    assert sampled is not None
+    assert (sampled.n, sampled.temperature, sampled.top_p, sampled.max_new_tokens) == (8, 0.6, 0.9, 32)
+    assert eval_samplings(config())[1] is None
