@@ -27,6 +27,7 @@ from rlinf_vlm.registry import nearest
 from rlinf_vlm.rollout.prompts import Prompt
 from rlinf_vlm.rollout.records import FinishReason, Sampling
 from rlinf_vlm.types import PushSettings, UserError, WeightBucket
+from rlinf_vlm.workers.push_messages import bucket_message
 
 T = TypeVar("T")
 
@@ -276,41 +277,6 @@ def _set_environment(*, on_gpu: bool, num_threads: int) -> None:
         settings["OMP_NUM_THREADS"] = str(num_threads)
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-
-
-def bucket_message(transport: str, bucket: WeightBucket, handles: Any) -> dict[str, Any]:
-    """What vLLM's weight-transfer engine of ``transport`` is told of ``bucket``.
-
-    handles: of shm the path of the file; of ipc for each GPU, by its uuid, the arguments of torch's
-    ``rebuild_cuda_tensor`` for the bucket as one uint8 tensor; of nccl None: the weights are broadcast one by one.
-    """
-    message: dict[str, Any] = {
-        "names": [weight.name for weight in bucket.weights],
-        "dtype_names": [weight.dtype for weight in bucket.weights],
-        "shapes": [list(weight.shape) for weight in bucket.weights],
-    }
-    if transport == "shm":
-        return {**message, "path": handles, "nbytes": bucket.nbytes, "offsets": list(bucket.offsets)}
-    if transport == "ipc":
-        places = zip(bucket.weights, bucket.offsets, strict=True)
-        views = [
-            {gpu: view_handle(handle, weight.dtype, weight.shape, offset) for gpu, handle in handles.items()}
-            for weight, offset in places
-        ]
-        return {**message, "ipc_handles": views}
-    return message
-
-
-def view_handle(handle: Sequence[Any], dtype_name: str, shape: Sequence[int], offset: int) -> tuple[Any, ...]:
-    """The arguments of ``rebuild_cuda_tensor`` for the tensor that begins ``offset`` bytes into the uint8 tensor of
-    ``handle``: of its arguments 1, 2, 3 and 5 are size, stride, offset in elements, and dtype."""
-    import torch
-
-    dtype = getattr(torch, dtype_name)
-    view = list(handle)
-    view[1], view[2] = torch.Size(shape), torch.empty(shape, device="meta").stride()
-    view[3], view[5] = (handle[3] + offset) // dtype.itemsize, dtype
-    return tuple(view)
 
 
 def _completion(output: Any) -> Completion:

@@ -36,6 +36,8 @@ ENGINE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 RECEIVER = "rlinf_vlm.workers.engine_weights.PushReceiver"
 """What vLLM's worker class is extended by, in vLLM's notation."""
 SEED_BITS = 62
+CPU_BATCHED_TOKENS = 8192
+"""Tokens that an engine on a CPU computes at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,4 +252,7 @@ def engine_arguments(config: Config, pixels: Mapping[str, Any] | None, *, on_gpu
         arguments["enable_sleep_mode"] = rollout.sleep is not False
     else:
         arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
+        # A prompt that is computed in parts makes vLLM turn back its random generator, which a CPU's cannot.
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, arguments["max_model_len"])
     return {**arguments, **rollout.engine_kwargs}

@@ -42,7 +42,9 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_the_warm_up_trains_and_is_left_alone(out: Path, config: Path) -> None:
+    rows = (out / "geometry_rl" / "train.parquet").read_bytes()
     assert make_warm_up(out, config=config) is True
+    assert (out / "geometry_rl" / "train.parquet").read_bytes() == rows, "the warm-up made its own rows anew"
     warm = out / "geometry_rl" / "warm"
     assert sorted(path.name for path in warm.iterdir()) == ["demo.json", "log", "model"]
     before = load_file(out / "geometry_rl" / "model" / "model.safetensors")

@@ -141,8 +141,14 @@ def test_what_is_there_is_made_anew_only_by_those_who_can_tell(made: list[str], 
         (tmp_path / "easy_vqa" / "messages" / f"{part}.parquet").mkdir(parents=True)
     make_missing_demo(demo_tree(tmp_path, "custom_sft_vlm"))
     assert made == []
+    make_missing_demo(demo_tree(tmp_path, "geometry_warmup"))
+    assert made == ["geometry_rl"], "its model is missing"
+    (tmp_path / "geometry_rl" / "model").mkdir()
+    made.clear()
+    make_missing_demo(demo_tree(tmp_path, "geometry_warmup"))
+    assert made == [], "rows that were made by hand would be replaced while they are trained on"
     make_missing_demo(demo_tree(tmp_path, "geometry_grpo"))
-    assert made == ["warmup", "geometry_rl"]
+    assert made == ["warmup"]
 
 
 def test_a_demo_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

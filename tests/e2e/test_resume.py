@@ -127,8 +127,8 @@ def test_sigterm_saves_and_the_run_goes_on(whole, config, tmp_path):
     assert losses(log) == losses(whole)
 
 
-def wait_for(condition, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline

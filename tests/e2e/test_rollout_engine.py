@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -63,40 +65,49 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def fresh(tmp_path_factory):
+    """Before its first push, for the first tests."""
     made = Run(tmp_path_factory.mktemp("engine"))
     yield made
     made.worker.close()
 
 
-def test_nothing_is_generated_before_a_push(run):
+@pytest.fixture
+def run(fresh):
+    """With weights."""
+    if fresh.worker._version is None:
+        fresh.push(fresh.weights, 0)
+    return fresh
+
+
+def test_nothing_is_generated_before_a_push(fresh):
     with pytest.raises(RuntimeError, match="push them first"):
-        run.ask()
+        fresh.ask()
 
 
-def test_a_weight_that_the_engine_does_not_have_is_refused(run):
-    ((bucket, path),) = packed({"model.layers.0.nonsense.weight": torch.zeros(2)})
-    run.worker.begin_push()
-    with pytest.raises(Exception, match=r"does not take model\.layers\.0\.nonsense\.weight"):
-        run.worker.receive_bucket(bucket, path)
+def test_a_weight_that_the_engine_does_not_have_is_refused(fresh):
+    fresh.worker.begin_push()
+    for bucket, path in packed({"model.layers.0.nonsense.weight": torch.zeros(2)}):
+        with pytest.raises(Exception, match=r"does not take model\.layers\.0\.nonsense\.weight"):
+            fresh.worker.receive_bucket(bucket, path)
 
 
-def test_a_weight_that_did_not_come_is_named_and_may_come_later(run):
+def test_a_weight_that_did_not_come_is_named_and_may_come_later(fresh):
     late = ("visual.blocks.1.norm2.weight", "model.layers.1.self_attn.k_proj.weight", "visual.merger.mlp.0.bias")
-    rest = {name: tensor for name, tensor in run.weights.items() if name not in late}
-    run.worker.begin_push()
+    rest = {name: tensor for name, tensor in fresh.weights.items() if name not in late}
+    fresh.worker.begin_push()
     for bucket, path in packed(rest):
-        run.worker.receive_bucket(bucket, path)
+        fresh.worker.receive_bucket(bucket, path)
     with pytest.raises(RuntimeError, match="at 3 places") as error:
-        run.worker.finish_push(0)
+        fresh.worker.finish_push(0)
     text = str(error.value)
     assert "visual.blocks.1.norm2.weight did not come" in text
     assert "layers.1.self_attn.qkv_proj got" in text and "a part of what is fused in it is missing" in text
     assert "visual.merger.mlp.0.bias did not come, though other weights of its layer did" in text
-    for bucket, path in packed({name: run.weights[name] for name in late}):
-        run.worker.receive_bucket(bucket, path)
-    run.worker.finish_push(0)
-    assert run.gap(run.ask().rollouts)[0] < 1e-5
+    for bucket, path in packed({name: fresh.weights[name] for name in late}):
+        fresh.worker.receive_bucket(bucket, path)
+    fresh.worker.finish_push(0)
+    assert fresh.gap(fresh.ask().rollouts)[0] < 1e-5
 
 
 def test_logprobs_are_those_of_the_trainers_model(run):
@@ -191,6 +202,26 @@ def test_it_sleeps_on_a_cpu_without_losing_anything(run):
     before = run.ask()
     run.worker.sleep()
     assert [a.token_ids for a in run.ask().rollouts] == [a.token_ids for a in before.rollouts]
+
+
+def test_an_engine_ends_with_its_worker_however_that_ends(run, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, pathlib, psutil, signal\n"
+        "from tests.engine_run import engine_config, make_worker\n"
+        "if __name__ == '__main__':\n"
+        f"    make_worker(engine_config(pathlib.Path({str(run.folder)!r}))).load()\n"
+        "    print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    children = [int(pid) for pid in done.stdout.split("\n")[-2].split()]
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children and not any(psutil.pid_exists(pid) for pid in children)
 
 
 def test_a_dead_engine_is_an_error_at_once(run):

@@ -1,0 +1,169 @@
+"""Reinforcement learning through the launcher: real Ray, the real vLLM engine, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.test_resume import wait_for
+from tests.e2e.test_sft import descendants, evaluations, gone, run, start, steps
+from tests.small_run import read_jsonl, tree
+
+EXPERIMENT = "rl"
+GAP = 1e-5
+"""What the log-probabilities of engine and trainer may differ by in fp32."""
+
+
+@pytest.fixture(scope="module")
+def config(small_run, tmp_path_factory) -> Path:
+    """Four steps of 6 prompts x 4 answers, some of them without an image; an evaluation every second."""
+    changes: dict[str, Any] = {
+        "runner__task_type": "reasoning",
+        "runner__max_steps": 4,
+        "runner__val_check_interval": 2,
+        "runner__save_interval": 2,
+        "runner__logger": {"experiment_name": EXPERIMENT, "logger_backends": []},
+        "cluster__component_placement": {"actor,rollout": 0},
+        "data__max_prompt_length": 200,
+        "data__rollout_batch_size": 6,
+        "algorithm": {
+            "group_size": 4,
+            "sampling_params": {"max_new_tokens": 12, "temperature": 0.9},
+            "eval_sampling_params": {"max_new_tokens": 8, "n": 2},
+        },
+        "reward": {"name": "tests.rl_rewards:LetterShare", "num_workers": 1},
+        "rollout": {"kv_cache_gib": 0.25},
+    }
+    made = tree(small_run, **changes)
+    del made["actor"]["global_batch_size"]
+    path = tmp_path_factory.mktemp("config") / "rl.yaml"
+    path.write_text(yaml.safe_dump(made))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory) -> Path:
+    """The run in one go."""
+    log = tmp_path_factory.mktemp("rl") / "log"
+    status, output = run(config, log)
+    assert status == 0, output
+    return log
+
+
+def rollouts(log: Path, step: int) -> list[dict[str, Any]]:
+    return read_jsonl(log / "rollouts" / f"step_{step}.jsonl")
+
+
+def trained(log: Path) -> list[tuple[float, float, float]]:
+    return [(line["rollout/reward_mean"], line["train/loss"], line["train/grad_norm"]) for line in steps(log)]
+
+
+def test_engine_and_trainer_are_one_model_in_every_step(whole):
+    found = steps(whole)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert all(line["rollout/logprob_gap"] < GAP for line in found)
+    assert all(line["train/grad_norm"] > 0 for line in found), "each step changes the weights that the next one samples"
+    assert all(line["rollout/answers"] == 24 and line["rollout/groups"] == 6 for line in found)
+
+
+def test_what_was_sampled_is_written_down(whole):
+    for step in (1, 4):
+        answers = rollouts(whole, step)
+        assert {answer["version"] for answer in answers} == {step - 1}
+        assert len(answers) == 24
+        assert {answer["group"] for answer in answers} == set(range(6 * (step - 1), 6 * step))
+    texts = [json.dumps(line) for line in rollouts(whole, 1)]
+    assert len(set(texts)) > 20, "answers differ within their groups"
+
+
+def test_it_is_evaluated_before_between_and_after(whole):
+    found = evaluations(whole)
+    assert [line["step"] for line in found] == [0, 2, 4]
+    assert all(line["eval/samples"] > 0 and "eval/pass@2" in line for line in found)
+    assert len(read_jsonl(whole / "eval" / "step_0.jsonl")) == found[0]["eval/samples"]
+
+
+def test_recorded_answers_train_the_same_without_an_engine(whole, config, tmp_path):
+    log = tmp_path / "log"
+    replay = f"runner.replay_rollouts={whole}/rollouts"
+    status, output = run(config, log, replay, "runner.val_check_interval=-1", "runner.save_interval=-1")
+    assert status == 0, output
+    assert trained(log) == pytest.approx(trained(whole), rel=1e-5)
+    assert "engine:" not in output
+
+
+def test_resumed_it_samples_what_it_would_have_sampled(whole, config, tmp_path):
+    log = tmp_path / "log"
+    resume = f"runner.resume_dir={whole}/{EXPERIMENT}/checkpoints/global_step_2"
+    status, output = run(config, log, resume, f"runner.logger.log_path={log}")
+    assert status == 0, output
+    assert [line["step"] for line in steps(log)] == [3, 4]
+    assert [line["rollout/logprob_gap"] < GAP for line in steps(log)] == [True, True]
+    for step in (3, 4):
+        mine, theirs = rollouts(log, step), rollouts(whole, step)
+        assert mine == pytest.approx(theirs) or _same_answers(mine, theirs)
+    assert trained(log) == pytest.approx(trained(whole)[2:], rel=1e-4)
+
+
+def _same_answers(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
+    """Rows, members and texts; log-probabilities may differ by rounding."""
+    return [(line["row"], line["member"], line["text"]) for line in mine] == [
+        (line["row"], line["member"], line["text"]) for line in theirs
+    ]
+
+
+def test_apart_and_on_two_ranks_the_answers_are_the_same(whole, config, tmp_path):
+    log = tmp_path / "log"
+    made = yaml.safe_load(config.read_text())
+    made["cluster"] = {
+        "cpu_workers_per_node": 3,
+        "component_placement": {"actor": "0-1", "rollout": 2, "reward": 0},
+    }
+    made["runner"] |= {"max_steps": 2, "val_check_interval": -1, "save_interval": -1}
+    apart = tmp_path / "apart.yaml"
+    apart.write_text(yaml.safe_dump(made))
+    status, output = run(apart, log)
+    assert status == 0, output
+    assert trained(log) == pytest.approx(trained(whole)[:2], rel=1e-4)
+    assert all(line["rollout/logprob_gap"] < GAP for line in steps(log))
+
+
+@pytest.mark.parametrize("victim", ["engine", "actor"])
+def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_checkpoint(config, tmp_path, victim):
+    log = tmp_path / "log"
+    endless = ["runner.max_steps=1000", "runner.save_interval=1", "runner.val_check_interval=-1"]
+    process = start(config, log, f"runner.logger.log_path={log}", *endless, "runner.keep_last=2")
+    wait_for(lambda: (log / "metrics.jsonl").exists() and len(steps(log)) >= 3, process, seconds=240)
+    below = descendants(process.pid)
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below}
+    mark = b"EngineCore" if victim == "engine" else b"actor["
+    chosen = [pid for pid, name in names.items() if mark in name]
+    assert chosen, sorted(names.values())
+    os.kill(chosen[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 1, output
+    assert f"{'rollout' if victim == 'engine' else 'actor'} rank 0" in output
+    assert "last finished checkpoint: " in output
+    gone(below)
+    status, output = run(
+        config, log, "runner.resume_dir=auto", f"runner.logger.log_path={log}", "runner.max_steps=6", *endless[1:]
+    )
+    assert status == 0, output
+    assert steps(log)[-1]["step"] >= 6
+
+
+def test_evaluation_only(whole, config, tmp_path):
+    log = tmp_path / "log"
+    weights = f"runner.ckpt_path={whole}/{EXPERIMENT}/checkpoints/global_step_4"
+    status, output = run(config, log, weights, "data.train_data_paths=null")
+    assert status == 0, output
+    (found,) = evaluations(log)
+    last = evaluations(whole)[-1]
+    assert found["eval/reward_mean"] == pytest.approx(last["eval/reward_mean"], rel=1e-5)
+    assert not (log / "rollouts").exists()
