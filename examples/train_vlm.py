@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error.filename or 'the run folder'}: {error.strerror or error}\n")
         return 1
     except WorkerFailure as error:
-        sys.stderr.write(f"error: {error}\n")
+        # The details can be long: who reads only the end has to find what matters there.
+        sys.stderr.write(f"{error.details.rstrip()}\nerror: {error.headline}\n")
         return 1
     except RunStopped as stop:
         sys.stderr.write(f"stopped by SIGTERM {stop}\n")
@@ -177,7 +178,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str] | None = No
         return process.wait()
     except BaseException as reason:
         # Ctrl-C goes to the whole group: the command ends by itself. SIGTERM may have come here alone.
-        if isinstance(reason, Terminated) or not _ends(process):
+        if type(reason) is not KeyboardInterrupt or not _ends(process):
             process.terminate()
             if not _ends(process):
                 process.kill()

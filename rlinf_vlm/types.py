@@ -43,6 +43,9 @@ class WorkerFailure(Exception):
         self.rank = rank
         self.method = method
         self.details = details
+        last = details.strip().rpartition("\n")[2]
+        self.headline = f"{component} rank {rank} {what} in {method!r}" + (f": {last}" if what == "raised" else "")
+        """One line: who failed at what, and of an exception what it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
+import time
+
 from rlinf_vlm.rewards.protocol import RewardInput, Score
 
 
@@ -14,3 +19,23 @@ class LetterShare:
     def __call__(self, item: RewardInput) -> Score:
         share = item.prediction.count(self._letter) / max(1, len(item.prediction))
         return Score(value=share, parts={"share": share})
+
+
+class Troubled:
+    """Fails on most answers, in a way that their length chooses: raises, gives no number, ends its process, hangs.
+    What remains is judged as ``LetterShare`` judges it."""
+
+    def __init__(self) -> None:
+        self._share = LetterShare()
+
+    def __call__(self, item: RewardInput) -> Score:
+        kind = len(item.prediction) % 8
+        if kind == 0:
+            raise RuntimeError("no judgement\nin two lines")
+        if kind == 1:
+            return Score(value=math.nan)
+        if kind == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == 3:
+            time.sleep(1000)
+        return self._share(item)

@@ -116,6 +116,31 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
     return config
 
 
+def rl_tree(folder: Path, experiment: str, **changes: Any) -> dict[str, Any]:
+    """A config of reinforcement learning over the files that ``folder`` holds: four steps of 6 prompts x 4 answers,
+    some of them without an image; an evaluation and a checkpoint every second."""
+    given: dict[str, Any] = {
+        "runner__task_type": "reasoning",
+        "runner__max_steps": 4,
+        "runner__val_check_interval": 2,
+        "runner__save_interval": 2,
+        "runner__logger": {"experiment_name": experiment, "logger_backends": []},
+        "cluster__component_placement": {"actor,rollout": 0},
+        "data__max_prompt_length": 200,
+        "data__rollout_batch_size": 6,
+        "algorithm": {
+            "group_size": 4,
+            "sampling_params": {"max_new_tokens": 12, "temperature": 0.9},
+            "eval_sampling_params": {"max_new_tokens": 8, "n": 2},
+        },
+        "reward": {"name": "tests.rl_rewards:LetterShare", "num_workers": 1},
+        "rollout": {"kv_cache_gib": 0.25},
+    }
+    made = tree(folder, **given, **changes)
+    del made["actor"]["global_batch_size"]
+    return made
+
+
 def write_small_run(folder: Path, train_rows: int = 64, test_rows: int = 21) -> Path:
     """Model, training and test files."""
     write_model(folder / "model")

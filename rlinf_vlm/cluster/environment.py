@@ -11,6 +11,8 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # By default workers run at niceness 15: anything else on the machine would starve the training.
     "RAY_worker_niceness": "0",
+    # What the workers write goes to a log as well, where colours are clutter.
+    "RAY_COLOR_PREFIX": "0",
 }
 
 

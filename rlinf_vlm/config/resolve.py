@@ -166,7 +166,8 @@ def resolve_schedule(config: Config, train_rows: int, start: Start = Start()) ->
     """Steps, horizon and warm-up for ``train_rows`` rows, from ``start`` on.
 
     A checkpoint at or past the end gives a finished schedule. Steps of another batch size behind ``start`` count as
-    they were: what is left is cut into steps of this one.
+    they were: what is left is cut into steps of this one. Prompts that dynamic sampling asked besides are no progress:
+    the run has as many steps as without, and as many after a resume as before.
     """
     check_run_length(config.runner)
     optim, runner, batch = config.actor.optim, config.runner, samples_per_step(config)
@@ -174,10 +175,12 @@ def resolve_schedule(config: Config, train_rows: int, start: Start = Start()) ->
         raise UserError(
             f"data.train_data_paths={config.data.train_data_paths!r} has {train_rows} rows; give at least one"
         )
+    # Reinforcement learning may ask more prompts than a step trains on, and counts those: the run is as long, resumed.
+    behind = start.samples if runner.task_type == "sft" else start.step * batch
     by_epochs = runner.max_epochs * train_rows if runner.max_epochs > 0 else None
-    by_steps = start.samples + (runner.max_steps - start.step) * batch if runner.max_steps > 0 else None
+    by_steps = behind + (runner.max_steps - start.step) * batch if runner.max_steps > 0 else None
     total_samples = min(limit for limit in (by_epochs, by_steps) if limit is not None)
-    total_steps = max(1, start.step + math.ceil((total_samples - start.samples) / batch))
+    total_steps = max(1, start.step + math.ceil((total_samples - behind) / batch))
     horizon, notes = _lr_horizon(config, total_steps)
     warmup = optim.lr_warmup_steps
     if optim.lr_warmup_steps_ratio:

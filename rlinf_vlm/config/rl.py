@@ -95,11 +95,13 @@ class AlgorithmConfig(Block):
     """What a step's loss is the mean of: tokens, answers (each the mean of its tokens), or answers (each the sum of its
     tokens over max_new_tokens)."""
     clip_ratio_low: float = Field(default=0.2, ge=0.0)
-    """The probability ratio is kept above 1 - this."""
+    """The probability ratio is kept above 1 - this. Usual: 0.2 for the ratio of a token (clipped), 3e-4 for that of an
+    answer (gspo), 1.0 for cispo, which is no bound."""
     clip_ratio_high: float = Field(default=0.28, ge=0.0)
-    """The probability ratio is kept below 1 + this."""
+    """The probability ratio is kept below 1 + this. Usual: 0.28, for gspo 4e-4."""
     clip_ratio_c: float | None = Field(default=None, gt=1.0)
-    """Dual clip: the most that a negative advantage is multiplied by; null bounds nothing."""
+    """Dual clip: the most that a negative advantage is multiplied by, above 1 (3 is usual); null bounds nothing. cispo
+    does not read it."""
     kl_beta: float = Field(default=0.0, ge=0.0)
     """Weight of the divergence from the reference, which is the model that the run began with; 0 builds no
     reference."""
@@ -108,7 +110,7 @@ class AlgorithmConfig(Block):
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the divergence counts."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
-    """Weight of the policy's entropy in the loss, to be kept high; 0 does not compute it."""
+    """Weight of the policy's entropy (in nats) in the loss, to be kept high; 0 only logs it."""
     rollout_correction: RolloutCorrectionConfig = RolloutCorrectionConfig()
     """Correction of the difference between engine and trainer."""
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
@@ -150,7 +152,8 @@ class RolloutConfig(Block):
     that makes other image tokens than the trainer's is an error."""
     max_logprob_gap: float | None = Field(default=None, gt=0.0)
     """Stop when the mean difference between the trainer's and the engine's log-probabilities of a step's tokens is
-    larger than this: then they are not the same model. null: 0.05 in fp32, 0.5 in bf16."""
+    larger than this, in nats: then they are not the same model. null: 0.05 where the actor computes in fp32, 0.5 in
+    bf16."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, by its names."""
 
@@ -161,7 +164,8 @@ class RewardConfig(Block):
     use_reward_model: Literal[False] = False
     """Reward models are not available: must be false."""
     name: str = "math"
-    """math, geo3k (with a tolerance), choice, format, composite (a weighted sum), or package.module:Thing."""
+    """math, geo3k (with a tolerance), choice, format, composite (a weighted sum), or package.module:Thing. An answer
+    of reward 1 or more counts as right in eval/accuracy."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the reward, such as {tolerance: 0.05}."""
     num_workers: int = Field(default=2, ge=1)

@@ -106,7 +106,8 @@ def summarise(records: Sequence[AnsweredRecord], ks: Sequence[int] | None = None
     """Metrics of one evaluation, under ``eval/``. No usable row: counts only.
 
     Of the greedy answers: accuracy (with _low and _high, the 95 % Wilson interval), reward_mean (of those that could be
-    judged), response_length (mean, in tokens), truncated (share that came to the limit of tokens). Of the sampled ones,
+    judged), each part of the reward by its name (mean over those that have it), response_length (mean, in tokens),
+    truncated (share that came to the limit of tokens). Of the sampled ones,
     where there are any: sampled_accuracy, the mean over rows of the share that is correct, and pass@k for each of
     ``ks`` (null: 1, 2, 4, .. up to the answers of a row), each with _low and _high, the 95 % bootstrap interval over
     rows. failed: greedy and sampled answers that could not be judged. Raises ValueError for a k above the answers of
@@ -122,6 +123,7 @@ def summarise(records: Sequence[AnsweredRecord], ks: Sequence[int] | None = None
     }
     if not used:
         return metrics
+    metrics |= _part_means(greedy)  # first: a part that is called as one of those below does not hide it
     right = sum(answer.correct for answer in greedy)
     metrics["eval/accuracy"] = right / len(greedy)
     metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = wilson_interval(right, len(greedy))
@@ -131,6 +133,15 @@ def summarise(records: Sequence[AnsweredRecord], ks: Sequence[int] | None = None
     metrics["eval/response_length"] = fmean(answer.num_tokens for answer in greedy)
     metrics["eval/truncated"] = fmean(answer.finish_reason == "length" for answer in greedy)
     return metrics | _sampled_metrics([record.sampled for record in used if record.sampled], ks)
+
+
+def _part_means(answers: Sequence[GradedAnswer]) -> dict[str, float]:
+    """Mean of each part of the reward, over the answers that could be judged and have it."""
+    parts: dict[str, list[float]] = {}
+    for answer in answers:
+        for name, value in answer.parts.items() if answer.status == OK else ():
+            parts.setdefault(name, []).append(value)
+    return {f"eval/{name}": fmean(values) for name, values in sorted(parts.items())}
 
 
 def _sampled_metrics(rows: Sequence[Sequence[GradedAnswer]], ks: Sequence[int] | None) -> dict[str, float]:

@@ -30,8 +30,9 @@ class ModelFolder:
     """A model on disk.
 
     model_type: of its config.json; parameters: their number, None without safetensors; largest_block: parameters of
-    its largest layer; hidden_size, num_layers: of the language model, 0 where the config does not say; shapes: of the
-    weights by the names that the files have, empty without safetensors.
+    its largest layer; hidden_size, num_layers: of the language model; max_positions: tokens of the longest sequence;
+    kv_values: numbers that a token has in the KV cache (0 where config.json does not say); shapes: of the weights by
+    the names that the files have, empty without safetensors.
     """
 
     path: Path
@@ -40,6 +41,8 @@ class ModelFolder:
     largest_block: int
     hidden_size: int
     num_layers: int
+    max_positions: int
+    kv_values: int
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -68,6 +71,8 @@ def read_model_folder(model_path: str) -> ModelFolder:
         largest_block=_largest_block(sizes),
         hidden_size=_number(text, "hidden_size"),
         num_layers=_number(text, "num_hidden_layers"),
+        max_positions=_max_positions(text),
+        kv_values=_kv_values(text),
         shapes=shapes,
     )
 
@@ -82,6 +87,22 @@ def _check_files(path: Path) -> None:
 def _number(config: Mapping[str, Any], name: str) -> int:
     value = config.get(name, 0)
     return value if isinstance(value, int) else 0
+
+
+def _max_positions(text: Mapping[str, Any]) -> int:
+    """0 where rotations are scaled: then there are more positions than the config counts."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    scaled = isinstance(rope, dict) and "factor" in rope
+    return 0 if scaled else _number(text, "max_position_embeddings")
+
+
+def _kv_values(text: Mapping[str, Any]) -> int:
+    """Keys and values of all layers; 0 where some layers keep less than every token."""
+    if set(text.get("layer_types") or ()) - {"full_attention"} or text.get("use_sliding_window"):
+        return 0
+    heads = _number(text, "num_attention_heads")
+    width = _number(text, "head_dim") or (_number(text, "hidden_size") // heads if heads else 0)
+    return 2 * _number(text, "num_hidden_layers") * (_number(text, "num_key_value_heads") or heads) * width
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -19,9 +19,11 @@ from rlinf_vlm.rewards.units import DEGREE, RADIAN, fits, ratio
 EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 LABEL = re.compile(
     r"\\(?:angle|triangle|overline|theta|alpha|beta|gamma|phi|lambda|mu|sigma|omega|circ|square)(?![A-Za-z])|"
-    r"\\text\{[^{}]*\}|[\s{}'_]|\d+$"
+    r"\\text\{[^{}]*\}|[\s{}'_]|\|(?=[A-Z]{2}\|)|(?<=[A-Z]{2})\||\d+$"
 )
 NAME = re.compile(r"[A-Za-z]?|[A-Za-z]\d*|[A-Za-z]\([A-Za-z]\)|m?\(?[A-Z]{1,5}\)?|m?[1-9]?|[A-Za-z]{3,}(?:[A-Z]{0,5})")
+SET = re.compile(r"\\\{[^()\[\]|:]*\\\}")
+POINT = re.compile(r"\([^()]*,[^()]*\)")
 INSIDE = re.compile(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 
 
@@ -57,7 +59,10 @@ def _same_lists(gold: str, given: str, tolerance: float) -> bool | None:
     """Compares answers that are several ("60, 60, 60", "x = 2, x = 3") one by one in any order, repetitions counted.
 
     None when none of the two is such, or when one is a point, an interval, "+-3" or of several names ("x = 2, y = 3").
+    A set in braces is no point.
     """
+    if any(SET.fullmatch(one) and POINT.fullmatch(other) for one, other in ((gold, given), (given, gold))):
+        return False
     wanted, found = _items(gold), _items(given)
     if len(wanted) == len(found) == 1 or any(re.search(r"\\pm|[(\[|,]|\\begin", item) for item in (*wanted, *found)):
         return None

@@ -105,6 +105,8 @@ def _close(gold: sympy.Number, given: sympy.Number, *, exact: bool, tolerance: f
     gap, size = abs(gold - given), max(abs(gold), abs(given))
     if tolerance > 0 and gap <= tolerance * abs(gold):
         return True
+    if exact and isinstance(gap, sympy.Rational):
+        return bool(gap == 0)
     if exact:
         return bool(gap <= size * sympy.Float("1e-45", DIGITS) or size < sympy.Float("1e-50", DIGITS))
     return bool(gap <= size * sympy.Float("1e-9") or (gap <= size * 1e-5 and gold.round(6) == given.round(6)))

@@ -32,7 +32,7 @@ _SYMBOLS = {
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _TEXTS = re.compile(
     r"\\(?:textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|operatorname\*?|emph|"
-    r"mathbb|boldsymbol|bm|text)(?![A-Za-z])\s*"
+    r"underline|mathbb|boldsymbol|bm|text)(?![A-Za-z])\s*"
 )
 _LAYOUT = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|bigg|Bigg|displaystyle|textstyle|limits|mathstrut|strut|hfill|"
@@ -42,7 +42,8 @@ _SPACES = re.compile(
     r"\\[,;:!> ]|\\(?:quad|qquad|enspace|thinspace|space|hspace\{[^{}]*\})(?![A-Za-z])|~|\\\\(?![A-Za-z])"
 )
 _RENAMED = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "sfrac": "frac", "nicefrac": "frac",
+    "textdegree": "^\\circ", "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge",
     "neq": "ne", "lt": "<", "gt": ">", "infin": "infty", "degree": "^\\circ", "degrees": "^\\circ", "deg": "^\\circ",
     "bar": "overline", "widebar": "overline", "dots": "ldots", "cdots": "ldots", "varnothing": "emptyset",
     "simeq": "approx", "sim": "approx", "doteq": "approx", "radic": "sqrt", "lbrace": "{", "rbrace": "}",
@@ -51,12 +52,21 @@ _RENAMED = {
 }  # fmt: skip
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent|per cent)\s*\}|(?<=[\d}\s])percent)\s*$", re.IGNORECASE)
-DEGREES = re.compile(r"\s*\^\s*\{?\s*(?:\\circ|\\text\{\s*o\s*\})\s*\}?\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b)?")
+DEGREES = re.compile(
+    r"\s*\^\s*\{?\s*(?:\\circ(?:\s*\{\s*\})?|\\text\{\s*o\s*\}|o(?![A-Za-z]))\s*\}?\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b)?"
+)
 FUNCTIONS = re.compile(r"\\?(?<![A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|sqrt|pi|infinity|infty|inf|oo)(?![A-Za-z])")
 ABOUT = re.compile(
     r"\\text\{[^{}]*\b(?:about|approx|approximately|roughly)\b[^{}]*\}|(?:,|\bor\b)?\s*(?<!\\)\b(?:approx|approximately)\b\.?",
     re.IGNORECASE,
 )
+COLOURS = re.compile(r"\\(?:text)?color(?![A-Za-z])\s*(?:\[[^\]]*\]\s*)?\{[^{}]*\}")
+OVER = re.compile(r"\\over(?![A-Za-z])")
+LEADING = re.compile(
+    r"^(?:\\(?:therefore|implies|Rightarrow|rightarrow)(?![A-Za-z])\s*)?(?:(?:\\approx(?![A-Za-z])|=|:|about\b)\s*)?"
+)
+POINT = re.compile(r"^(?:[A-Z]'?\s*|\(\s*[a-z]\s*(?:,\s*[a-z]\s*)+\)\s*=\s*)(?=\([^()]*,[^()]*\)$)")
+"""The name of a point before its coordinates: "P(0, 4)", "(x, y) = (0, 4)"."""
 STATEMENT = re.compile(r"\\(?:cong|parallel|perp)(?![A-Za-z])")
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
@@ -102,6 +112,8 @@ def clean(text: str) -> str:
     text = _unicode(text)
     while (opened := COMMANDS.search(text)) is not None:
         text = _unwrap(text, opened.start(), opened.end())
+    text = _fractions(COLOURS.sub("", text))
+    text = re.sub(r"\\surd\s*(\d+)", r"\\sqrt{\1}", text)
     text = re.sub(r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}", text)
     text = re.sub(r"\\(?:rm|bf|it|sf|tt)(?![A-Za-z])\s*", "", text)
     text = text.replace("\\$", "").replace("\\left.", "").replace("\\right.", "")
@@ -117,8 +129,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\\overline\s*\{\s*([A-Z]{1,3})\s*\}", r"\1", text)
     text = re.sub(r"\s+", " ", text).strip().rstrip("\\").strip()
     text = re.sub(r"(?<!\\)[.;,:]+$", "", text).strip()
-    text = re.sub(r"^(?:\\approx|=|:|about\b)\s*", "", text)
-    return _outer_braces(text)
+    return _outer_braces(POINT.sub("", LEADING.sub("", text)))
 
 
 def as_words(cleaned: str) -> str:
@@ -188,6 +199,17 @@ def _unwrap(text: str, start: int, end: int) -> str:
     if close is None:
         return text[:start] + " " + text[end:]
     return f"{text[:start]} {text[end + 1 : close]} {text[close + 1 :]}"
+
+
+def _fractions(text: str) -> str:
+    r"""TeX's own fractions: "{a \over b}" -> "\frac{a}{b}"; the group may be all of the text."""
+    for _ in range(min(10, len(OVER.findall(text)))):
+        place = next(OVER.finditer(text))
+        around = [pair for pair in matching_braces(text).items() if pair[0] < place.start() < pair[1]]
+        start, end = max(around, default=(-1, len(text)))
+        above, below = text[start + 1 : place.start()].strip(), text[place.end() : end].strip()
+        text = rf"{text[: max(0, start)]}\frac{{{above}}}{{{below}}}{text[end + 1 :]}"
+    return text
 
 
 def _outer_braces(text: str) -> str:

@@ -31,7 +31,7 @@ class RewardInput:
     """One answer to be scored.
 
     prediction: all that the policy wrote; answer: the gold answer of the row; finish_reason: of the engine ("stop",
-    "length"), None when unknown; metadata: the row's other columns, plain data.
+    "length"), None when unknown; metadata: what else is known of the row, plain data; a run tells its "question".
     """
 
     prediction: str

@@ -79,6 +79,13 @@ def recorded_steps(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in found if name)
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Removes from ``folder`` what was recorded after ``step``: a run that goes on from there records it anew."""
+    for later in recorded_steps(folder):
+        if later > step:
+            _file(folder, later).unlink()
+
+
 def rollouts_folder(folder: Path) -> Path:
     """The folder of the files where ``folder`` is it, or the run folder around it."""
     inside = folder / FOLDER

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_vlm.cluster.placement import placement_table
+from rlinf_vlm.config.rl import AlgorithmConfig
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.runners.preflight import Plan
 from rlinf_vlm.runners.rl_plan import RlPlan
@@ -119,7 +120,44 @@ def _rollout(config: Config, rl: RlPlan) -> list[str]:
         f"algorithm   {algorithm.adv_type}, {algorithm.loss_type} -{algorithm.clip_ratio_low:g}/"
         f"+{algorithm.clip_ratio_high:g}, {algorithm.loss_agg_func}; rollout correction {corrected}; "
         f"divergence {reference if algorithm.kl_beta else 'none (no reference is built)'}",
+        *_extras(algorithm),
+        *_rl_notes(config),
     ]
+
+
+def _extras(algorithm: AlgorithmConfig) -> list[str]:
+    """What of the algorithm is off unless asked for."""
+    dynamic, overlong = algorithm.dynamic_sampling, algorithm.overlong
+    limit = algorithm.sampling_params.max_new_tokens
+    parts = []
+    if dynamic.enabled:
+        parts.append(f"groups of equal rewards are replaced, up to {dynamic.max_rounds} rounds a step")
+    if overlong.buffer:
+        parts.append(f"from {limit - overlong.buffer:,} tokens on up to {overlong.factor:g} is taken off the reward")
+    if overlong.filter_truncated:
+        parts.append("truncated answers are left out of the loss")
+    if algorithm.entropy_bonus:
+        parts.append(f"entropy bonus {algorithm.entropy_bonus:g}")
+    return [f"besides     {'; '.join(parts)}"] if parts else []
+
+
+def _rl_notes(config: Config) -> list[str]:
+    """What runs, and is hardly what was meant."""
+    algorithm, notes = config.algorithm, []
+    if algorithm.loss_type == "gspo" and algorithm.n_minibatches > 1 and algorithm.clip_ratio_high > 0.05:
+        notes.append(
+            f"note: gspo clips the mean ratio of an answer, which never gets to 1 + {algorithm.clip_ratio_high:g}; "
+            "usual are clip_ratio_low=3e-4 and clip_ratio_high=4e-4"
+        )
+    judges = config.runner.replay_rollouts is None and config.reward.name == "composite"
+    parts = config.reward.options["parts"] if judges else None
+    most = sum(max(0.0, float(part.get("weight", 1.0))) for part in parts.values()) if parts else 1.0
+    if most < 1.0 - 1e-9:
+        notes.append(
+            f"note: eval/accuracy counts the answers of reward 1, and the reward's weights add up to {most:g}; look at "
+            "eval/reward_mean and its parts"
+        )
+    return notes
 
 
 def _length(config: Config, plan: Plan) -> list[str]:

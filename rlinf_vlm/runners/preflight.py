@@ -34,6 +34,7 @@ from rlinf_vlm.data.sources import inspect_paths
 from rlinf_vlm.models.families import FamilySpec, check_family, resolve_family
 from rlinf_vlm.models.folder import ModelFolder, read_model_folder
 from rlinf_vlm.models.parts import LinearLayer, adapted_layers, adapter_size, count_trained
+from rlinf_vlm.runners.engine_checks import check_cache, check_engine, longest_sequence
 from rlinf_vlm.runners.resume import Origin
 from rlinf_vlm.runners.rl_plan import ACTOR, RlPlan, check_rl, place_components, plan_rl
 from rlinf_vlm.tracking import check_backends
@@ -92,6 +93,8 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
     adapted_layers(config.actor.model, model.shapes, family)
     if is_rl(config):
         check_rl(config)
+        if config.runner.replay_rollouts is None:
+            check_engine(config, model)
     kind = make_kind(config.data)
     train_rows = inspect_paths(config.data.train_data_paths, "data.train_data_paths", kind)
     eval_rows = inspect_paths(config.data.eval_data_paths, "data.eval_data_paths", kind)
@@ -129,15 +132,18 @@ def make_plan(
     family = _check_family(config.actor.model.model_type, model)
     batching, packing_reason = plan_batching(config, family, world_size)
     start = Start() if origin is None else origin.start
+    schedule = resolve_schedule(config, train_rows, start) if trains and train_rows is not None else None
     adapted, rank = adapted_layers(config.actor.model, model.shapes, family), config.actor.model.lora_rank
     shard = shard_size(config.actor, world_size, on_first_node)
     parameters = None if model.parameters is None else model.parameters + adapter_size(adapted or (), rank)
     memory = rank_memory(on_gpu=processes[0].is_gpu, ranks_on_node=on_first_node)
+    if len(placements) > 1 and not placements[1].processes[0].is_gpu:
+        check_cache(config, model, rank_memory(on_gpu=False, ranks_on_node=1))
     return Plan(
         topology=topology,
         placements=placements,
         batching=batching,
-        schedule=resolve_schedule(config, train_rows, start) if trains and train_rows is not None else None,
+        schedule=schedule,
         shard=shard,
         passes=plan_passes(
             config, family, model, batching, shard, parameters, on_gpu=processes[0].is_gpu, memory=memory
@@ -150,7 +156,7 @@ def make_plan(
         train_rows=train_rows,
         eval_rows=eval_rows,
         origin=origin,
-        rl=plan_rl(config, placements) if is_rl(config) else None,
+        rl=plan_rl(config, placements, schedule) if is_rl(config) else None,
     )
 
 
@@ -204,7 +210,7 @@ def plan_passes(
 ) -> Passes:
     """How the ranks compute. ``memory``: bytes of one rank's device, None where not known."""
     data = config.data
-    longest = data.max_length or data.max_prompt_length
+    longest = longest_sequence(config)[0] if is_rl(config) else data.max_length or data.max_prompt_length
     tokens = batching.max_tokens
     if tokens is None and longest is not None and batching.micro_batch_size is not None:
         tokens = batching.micro_batch_size * longest

@@ -115,9 +115,11 @@ def what_matters(config: Config, train_rows: int | None) -> dict[str, Any]:
     trains_by: dict[str, Any] = {"actor.global_batch_size": actor["global_batch_size"]}
     if config.runner.task_type != "sft":
         algorithm = {name: value for name, value in tree["algorithm"].items() if name != "eval_sampling_params"}
-        reward = {name: tree["reward"][name] for name in ("name", "options")}
-        trains_by = {**flat(algorithm, "algorithm."), **flat(reward, "reward.")}
+        # Options stay whole: taken apart, one that only one of the two has would be no difference.
+        reward = {f"reward.{name}": tree["reward"][name] for name in ("name", "options")}
+        trains_by = {**flat(algorithm, "algorithm."), **reward}
     kept = {
+        "runner.task_type": config.runner.task_type,
         "actor.seed": actor["seed"],
         **trains_by,
         **flat(model, "actor.model."),
@@ -160,15 +162,23 @@ def first_weights(config: Config, origin: Origin | None) -> str | None:
     if origin is None:
         return None
     if origin.resumed is None:
-        return str(origin.weights)
-    path = origin.resumed.state["config"].get("runner.ckpt_path")
-    return None if path is None else str(_weights_only(Path(path)).weights)
+        return str(origin.weights.absolute())
+    path = origin.resumed.state.get("first_weights")
+    if path is not None and config.algorithm.kl_beta and not Path(path).exists():
+        raise UserError(
+            f"algorithm.kl_beta={config.algorithm.kl_beta:g} measures the divergence from the weights that the run "
+            f"began with, {path}, which are not there any more; put them back"
+        )
+    return path
 
 
-def describe(config: Config, schedule: Schedule, step: int, samples: int | None = None) -> dict[str, Any]:
+def describe(
+    config: Config, schedule: Schedule, step: int, samples: int | None = None, first_weights: str | None = None
+) -> dict[str, Any]:
     """What state.json says of a run after ``step`` steps; the ranks add their random states.
 
-    samples: the data cursor, where it does not follow from the step.
+    samples: the data cursor, where it does not follow from the step; first_weights: what the run began with, through
+    all of its starts, None for the model folder.
     """
     if samples is None:
         samples = schedule.samples_after(step, samples_per_step(config))
@@ -178,6 +188,7 @@ def describe(config: Config, schedule: Schedule, step: int, samples: int | None 
         "epoch": samples // schedule.train_rows,
         "samples": samples,
         "train_rows": schedule.train_rows,
+        "first_weights": first_weights,
         "saved_at": time.time(),
         "fingerprint": hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest(),
         "matters": matters,

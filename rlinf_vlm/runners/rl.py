@@ -18,7 +18,7 @@ from rlinf_vlm.config.resolve import Schedule, Start, resolve_schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.evaluation.answered import records_of, summarise
 from rlinf_vlm.rollout.batching import divide, judged, metrics, with_overlong
-from rlinf_vlm.rollout.files import read_rollouts, write_rollouts
+from rlinf_vlm.rollout.files import FOLDER, forget_after, read_rollouts, write_rollouts
 from rlinf_vlm.rollout.records import PromptRef, ScoredRollout
 from rlinf_vlm.runners.collecting import Collected, Collector, PromptStream, sampling_seed, usable_groups
 from rlinf_vlm.runners.preflight import Plan
@@ -32,6 +32,10 @@ from rlinf_vlm.types import RunStopped, UserError
 ACTOR_WORKER = "rlinf_vlm.workers.rl_actor:RLActor"
 ROLLOUT_WORKER = "rlinf_vlm.workers.rollout:RolloutWorker"
 REWARD_WORKER = "rlinf_vlm.workers.reward:RewardWorker"
+LEFT_OUT = {"unjudged": "reward/failed", "dropped prompts": "data/dropped_prompts"}
+"""What the progress line says where there is any."""
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""For engines: vLLM's own C++ warns of what it does right, such as where it allocates memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +52,10 @@ def run(config: Config, plan: Plan, cluster: Cluster, session: Session) -> None:
     settings = {"config": config, "batching": plan.batching, "shard": plan.shard, "passes": plan.passes}
     origin = plan.origin
     weights = None if origin is None else str(origin.weights)
+    began = first_weights(config, origin)
     actor = cluster.launch(ACTOR, ACTOR_WORKER, settings)
     samples = config.runner.replay_rollouts is None
-    rollout = cluster.launch(ROLLOUT, ROLLOUT_WORKER, {"config": config}) if samples else None
+    rollout = cluster.launch(ROLLOUT, ROLLOUT_WORKER, {"config": config}, env=QUIET) if samples else None
     facts = _load(actor, weights, rollout, session, plan)
     engines = None
     if rollout is not None:
@@ -64,19 +69,26 @@ def run(config: Config, plan: Plan, cluster: Cluster, session: Session) -> None:
     if resumed is not None:
         check_same(config, resumed, facts.train_rows)  # a hub dataset's rows are known only now
     schedule = resolve_schedule(config, facts.train_rows, Start() if origin is None else origin.start)
-    actor.call(
-        "start_training", schedule, None if resumed is None else str(resumed.folder), first_weights(config, origin)
-    )
-    train(actor, engines, config, schedule, session)
+    actor.call("start_training", schedule, None if resumed is None else str(resumed.folder), began)
+    if engines is not None and schedule.start.step:
+        forget_after(session.folder / FOLDER, schedule.start.step)
+    train(actor, engines, config, schedule, session, Checkpoints(config, schedule, actor, session, began))
 
 
-def train(actor: WorkerGroup, engines: Engines | None, config: Config, schedule: Schedule, session: Session) -> None:
+def train(
+    actor: WorkerGroup,
+    engines: Engines | None,
+    config: Config,
+    schedule: Schedule,
+    session: Session,
+    checkpoints: Checkpoints,
+) -> None:
     """All steps that are left, with an evaluation before the first."""
-    checkpoints = Checkpoints(config, schedule, actor, session)
     done, total, cursor = schedule.start.step, schedule.total_steps, schedule.start.samples
     if schedule.is_finished:
         session.say(f"finished: nothing is left to train after step {done}")
-    if engines is not None and (session.owes_evaluation(total) or (done == 0 and config.runner.val_check_interval > 0)):
+    evaluated = session.owes_evaluation(total) or (done == 0 and config.runner.val_check_interval > 0)
+    if engines is not None and evaluated:
         evaluate(engines, config, session, finished_steps=done)
     for step in session.steps(done, total):
         clock = Clock()
@@ -89,7 +101,10 @@ def train(actor: WorkerGroup, engines: Engines | None, config: Config, schedule:
         if session.saves_after(step, total):
             checkpoints.save(done, cursor)
         if engines is not None and session.evaluates_after(step, total):
+            if not evaluated:
+                checkpoints.finish(done)  # see ``sft.train``: a row that cannot be asked must not cost the training
             evaluate(engines, config, session, finished_steps=done)
+            evaluated = True
     if done < total and session.saves_after(done - 1, total):  # asked to stop while it evaluated
         checkpoints.save(done, cursor)
     checkpoints.finish(done)
@@ -99,14 +114,17 @@ def train(actor: WorkerGroup, engines: Engines | None, config: Config, schedule:
 
 
 def train_step(actor: WorkerGroup, config: Config, step: int, collected: Collected) -> dict[str, float]:
-    """The updates of one step on its usable answers; metrics of answers and training."""
+    """The updates of one step on its usable answers; metrics of answers and training.
+
+    No update is made, and train/updates is 0, where dynamic sampling found no group that teaches anything.
+    """
     algorithm = config.algorithm
     used = [item for item in judged(collected.scored) if item.rollout.group in collected.groups]
-    if not used:
+    saturated = algorithm.dynamic_sampling.enabled and judged(collected.scored)
+    if not used and not saturated:
         raise UserError(
-            f"step {step + 1}: none of {len(collected.scored)} answers is left to train on "
-            f"({len(collected.dropped)} prompts could not be asked{_first_reason(collected)}); mend the data, or set "
-            "algorithm.dynamic_sampling.enabled=false"
+            f"step {step + 1}: no answer to train on: of {len(collected.scored)} answers none could be judged, and "
+            f"{len(collected.dropped)} prompts could not be asked{_first_reason(collected)}; mend the data"
         )
     limit = algorithm.sampling_params.max_new_tokens
     rewarded = with_overlong(used, limit, algorithm.overlong)
@@ -139,6 +157,8 @@ def shown(figures: dict[str, float]) -> str:
         f"reward {figures['rollout/reward_mean']:.3f}  length {figures['rollout/response_length']:.0f}  "
         f"loss {figures['train/loss']:.4f}  grad {figures['train/grad_norm']:.3f}"
         + ("" if gap is None else f"  gap {gap:.1e}")
+        + "".join(f"  {name} {figures[key]:.0f}" for name, key in LEFT_OUT.items() if figures.get(key))
+        + ("" if figures.get("train/updates", 1) else "  no update")
         + f"  {figures['time/step']:.1f} s"
     )
 
@@ -183,7 +203,7 @@ def _answers(
         replayed = Collected(
             scored=tuple(scored),
             groups=usable_groups(scored, config.algorithm.dynamic_sampling),
-            cursor=max(cursor - 1, *asked) + 1,
+            cursor=max((cursor - 1, *asked)) + 1,
             dropped=(),
             metrics={},
         )
@@ -191,7 +211,7 @@ def _answers(
     seconds = engines.sync.push(step)
     collected = engines.collector.collect(cursor)
     engines.sync.rest()
-    write_rollouts(session.folder / "rollouts", step + 1, collected.scored)
+    write_rollouts(session.folder / FOLDER, step + 1, collected.scored)
     return collected, seconds
 
 

@@ -15,9 +15,11 @@ from typing import Literal
 
 from rlinf_vlm.algorithms import ADVANTAGES, POLICY_LOSSES
 from rlinf_vlm.cluster.placement import ComponentPlacement, ProcessPlacement
+from rlinf_vlm.config.resolve import Schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.registry import load_dotted, unknown_name
 from rlinf_vlm.rewards import make_reward
+from rlinf_vlm.rollout.files import recorded_steps
 from rlinf_vlm.rollout.records import Sampling
 from rlinf_vlm.types import UserError
 
@@ -57,6 +59,15 @@ def check_rl(config: Config) -> None:
             "runner.eval_image_ablation=true is read by task_type=sft only; set it to false, or evaluate the "
             "checkpoint with task_type=sft"
         )
+    if runner.keep_best not in (None, "eval/accuracy", "train/loss"):
+        raise UserError(
+            f"runner.keep_best={runner.keep_best!r} is no metric of task_type=reasoning; set it to eval/accuracy"
+        )
+    if config.actor.model.is_lora and config.actor.model.lora_dropout:
+        raise UserError(
+            f"actor.model.lora_dropout={config.actor.model.lora_dropout:g} trains another policy than the one that "
+            "answered, which drops nothing; set it to 0"
+        )
     if replay is None:
         if importlib.util.find_spec("vllm") is None:
             raise UserError(
@@ -71,6 +82,19 @@ def check_rl(config: Config) -> None:
         raise UserError(
             f"runner.replay_rollouts={replay!r} trains without an engine, which an evaluation needs; set "
             "runner.val_check_interval=-1 and data.train_data_paths, or runner.replay_rollouts=null"
+        )
+    if not recorded_steps(Path(replay)):
+        raise UserError(f"runner.replay_rollouts={replay!r} holds no step_N.jsonl; give the rollouts/ folder of a run")
+
+
+def _check_recorded(replay: str, schedule: Schedule) -> None:
+    """Every step that is left is on record."""
+    recorded = recorded_steps(Path(replay))
+    missing = next((s for s in range(schedule.start.step + 1, schedule.total_steps + 1) if s not in recorded), None)
+    if missing is not None:
+        raise UserError(
+            f"runner.replay_rollouts={replay!r} has no step_{missing}.jsonl (recorded: {len(recorded)} steps, the last "
+            f"{recorded[-1]}), but the run has {schedule.total_steps} steps; lower runner.max_steps"
         )
 
 
@@ -234,8 +258,11 @@ def _on_cpus(placement: ComponentPlacement | None, actor: ComponentPlacement) ->
     )
 
 
-def plan_rl(config: Config, placements: Sequence[ComponentPlacement]) -> RlPlan:
-    """The plan for ``placements``, those of ``place_components``."""
+def plan_rl(config: Config, placements: Sequence[ComponentPlacement], schedule: Schedule | None = None) -> RlPlan:
+    """The plan for ``placements``, those of ``place_components``. Raises UserError, also where recorded answers are to
+    be trained on and a step of ``schedule`` (None: not known) is not among them."""
+    if schedule is not None and config.runner.replay_rollouts is not None:
+        _check_recorded(config.runner.replay_rollouts, schedule)
     prompts, group = config.data.rollout_batch_size, config.algorithm.group_size
     reasons: dict[str, str] = {}
     transport: Transport | None = None

@@ -26,8 +26,17 @@ if TYPE_CHECKING:
 class Checkpoints:
     """Saves ``actor`` into the session's folder."""
 
-    def __init__(self, config: Config, schedule: Schedule, actor: WorkerGroup, session: Session) -> None:
+    def __init__(
+        self,
+        config: Config,
+        schedule: Schedule,
+        actor: WorkerGroup,
+        session: Session,
+        first_weights: str | None = None,
+    ) -> None:
+        """first_weights: what the run began with, see ``describe``."""
         self._config = config
+        self._first_weights = first_weights
         self._schedule = schedule
         self._actor = actor
         self._session = session
@@ -45,7 +54,8 @@ class Checkpoints:
         self._collect(step, wait=True)
         folder = checkpoint_folder(self._session.checkpoints.absolute(), step)
         partial = folder.with_name(f"{folder.name}{PARTIAL}-{uuid.uuid4().hex[:8]}")
-        self._actor.call("begin_save", str(folder), str(partial), describe(self._config, self._schedule, step, samples))
+        state = describe(self._config, self._schedule, step, samples, self._first_weights)
+        self._actor.call("begin_save", str(folder), str(partial), state)
         self._writing, self._saved = folder, step
         self._session.log_saving(step, clock.seconds())
 

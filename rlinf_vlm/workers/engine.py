@@ -17,6 +17,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -37,6 +38,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # While it starts it looks at all that torch has, what is deprecated included.
+    "PYTHONWARNINGS": "ignore:`torch.distributed.reduce_op`:FutureWarning",
     # Handles of GPU memory hold types that its messages do not take otherwise. The sockets are this machine's own.
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
 }
@@ -277,6 +280,8 @@ def _set_environment(*, on_gpu: bool, num_threads: int) -> None:
         settings["OMP_NUM_THREADS"] = str(num_threads)
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    # It warns while it is imported, before it has read its level.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 
 def _completion(output: Any) -> Completion:

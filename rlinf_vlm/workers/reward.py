@@ -1,6 +1,6 @@
 """The reward worker: scores the answers of a step in a pool of processes.
 
-    Rollout -> RewardInput (text, gold answer, finish reason) -> RewardPool -> ScoredRollout
+    Rollout -> RewardInput (text, gold answer, finish reason, question) -> RewardPool -> ScoredRollout
 
 Invariants: one ``ScoredRollout`` for every rollout, in the same order; what is the same to the reward is judged once a
 call, as answers that end early or repeat each other are frequent in a group. A plain class without torch: the worker
@@ -43,13 +43,18 @@ class RewardWorker:
         self._pool.close()
 
 
-def _key(rollout: Rollout) -> tuple[str, str, str]:
+def _key(rollout: Rollout) -> tuple[str, str, str, str]:
     """All that the reward is told."""
-    return rollout.text, rollout.answer, rollout.finish_reason
+    return rollout.text, rollout.answer, rollout.finish_reason, rollout.question
 
 
 def _input(rollout: Rollout) -> RewardInput:
-    return RewardInput(prediction=rollout.text, answer=rollout.answer, finish_reason=rollout.finish_reason)
+    return RewardInput(
+        prediction=rollout.text,
+        answer=rollout.answer,
+        finish_reason=rollout.finish_reason,
+        metadata={"question": rollout.question},
+    )
 
 
 def _scored(rollout: Rollout, score: Score) -> ScoredRollout:

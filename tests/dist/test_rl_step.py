@@ -230,6 +230,7 @@ def degenerate(actor: Any, config: Config) -> bytes:
     found: dict[str, Any] = {}
     weights = whole_weights(actor)
     found["empty"] = train_on(actor, config, [changed(item, token_ids=(), logprobs=()) for item in scored])
+    found["none"] = train_on(actor, config, [])
     found["empty updates"] = len(kept)
     found["same weights"] = all(torch.equal(value, weights[name]) for name, value in whole_weights(actor).items())
     found["far"] = stops(actor, config, [changed(item, logprobs=shifted(item, 0.2)) for item in scored])
@@ -269,6 +270,11 @@ def odd_steps(request, folder: Path) -> dict[str, Any]:
 def test_answers_without_tokens_are_no_update(odd_steps):
     assert odd_steps["empty"]["train/skipped_updates"] == 1 and odd_steps["empty"]["train/updates"] == 0
     assert odd_steps["empty"]["train/loss"] == 0 and odd_steps["empty updates"] == 0 and odd_steps["same weights"]
+
+
+def test_a_step_without_answers_is_no_update(odd_steps):
+    assert odd_steps["none"]["train/updates"] == odd_steps["none"]["train/skipped_updates"] == 0
+    assert odd_steps["none"]["train/loss"] == odd_steps["none"]["train/grad_norm"] == 0
 
 
 def test_equal_rewards_have_no_gradient_at_all(odd_steps):

@@ -193,7 +193,7 @@ def test_sigterm_to_the_entry_alone_ends_the_child_too(tmp_path: Path) -> None:
         assert time.monotonic() < deadline and parent.poll() is None
         time.sleep(0.05)
     parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=30) != 0
+    assert parent.wait(timeout=15) != 0
     assert (tmp_path / "ended").exists()
 
 

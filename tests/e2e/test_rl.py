@@ -8,12 +8,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from tests.e2e.test_resume import wait_for
 from tests.e2e.test_sft import descendants, evaluations, gone, run, start, steps
-from tests.small_run import read_jsonl, tree
+from tests.small_run import read_jsonl, rl_tree
 
 EXPERIMENT = "rl"
 GAP = 1e-5
@@ -23,27 +24,8 @@ GAP = 1e-5
 @pytest.fixture(scope="module")
 def config(small_run, tmp_path_factory) -> Path:
     """Four steps of 6 prompts x 4 answers, some of them without an image; an evaluation every second."""
-    changes: dict[str, Any] = {
-        "runner__task_type": "reasoning",
-        "runner__max_steps": 4,
-        "runner__val_check_interval": 2,
-        "runner__save_interval": 2,
-        "runner__logger": {"experiment_name": EXPERIMENT, "logger_backends": []},
-        "cluster__component_placement": {"actor,rollout": 0},
-        "data__max_prompt_length": 200,
-        "data__rollout_batch_size": 6,
-        "algorithm": {
-            "group_size": 4,
-            "sampling_params": {"max_new_tokens": 12, "temperature": 0.9},
-            "eval_sampling_params": {"max_new_tokens": 8, "n": 2},
-        },
-        "reward": {"name": "tests.rl_rewards:LetterShare", "num_workers": 1},
-        "rollout": {"kv_cache_gib": 0.25},
-    }
-    made = tree(small_run, **changes)
-    del made["actor"]["global_batch_size"]
     path = tmp_path_factory.mktemp("config") / "rl.yaml"
-    path.write_text(yaml.safe_dump(made))
+    path.write_text(yaml.safe_dump(rl_tree(small_run, EXPERIMENT)))
     return path
 
 
@@ -60,8 +42,9 @@ def rollouts(log: Path, step: int) -> list[dict[str, Any]]:
     return read_jsonl(log / "rollouts" / f"step_{step}.jsonl")
 
 
-def trained(log: Path) -> list[tuple[float, float, float]]:
-    return [(line["rollout/reward_mean"], line["train/loss"], line["train/grad_norm"]) for line in steps(log)]
+def trained(log: Path) -> np.ndarray:
+    """Reward and gradient norm of each step (the loss of centred advantages is near 0: all rounding)."""
+    return np.array([(line["rollout/reward_mean"], line["train/grad_norm"]) for line in steps(log)])
 
 
 def test_engine_and_trainer_are_one_model_in_every_step(whole):
@@ -74,10 +57,10 @@ def test_engine_and_trainer_are_one_model_in_every_step(whole):
 
 def test_what_was_sampled_is_written_down(whole):
     for step in (1, 4):
-        answers = rollouts(whole, step)
-        assert {answer["version"] for answer in answers} == {step - 1}
-        assert len(answers) == 24
-        assert {answer["group"] for answer in answers} == set(range(6 * (step - 1), 6 * step))
+        written = rollouts(whole, step)
+        assert {answer["version"] for answer in written} == {step - 1}
+        assert len(written) == 24
+        assert {answer["group"] for answer in written} == set(range(6 * (step - 1), 6 * step))
     texts = [json.dumps(line) for line in rollouts(whole, 1)]
     assert len(set(texts)) > 20, "answers differ within their groups"
 
@@ -106,16 +89,13 @@ def test_resumed_it_samples_what_it_would_have_sampled(whole, config, tmp_path):
     assert [line["step"] for line in steps(log)] == [3, 4]
     assert [line["rollout/logprob_gap"] < GAP for line in steps(log)] == [True, True]
     for step in (3, 4):
-        mine, theirs = rollouts(log, step), rollouts(whole, step)
-        assert mine == pytest.approx(theirs) or _same_answers(mine, theirs)
+        assert answers(log, step) == answers(whole, step)
     assert trained(log) == pytest.approx(trained(whole)[2:], rel=1e-4)
 
 
-def _same_answers(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
-    """Rows, members and texts; log-probabilities may differ by rounding."""
-    return [(line["row"], line["member"], line["text"]) for line in mine] == [
-        (line["row"], line["member"], line["text"]) for line in theirs
-    ]
+def answers(log: Path, step: int) -> list[tuple[int, int, str]]:
+    """Row, member and text of each answer."""
+    return [(line["row"], line["member"], line["text"]) for line in rollouts(log, step)]
 
 
 def test_apart_and_on_two_ranks_the_answers_are_the_same(whole, config, tmp_path):
@@ -142,15 +122,15 @@ def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_checkpoint(config, tm
     wait_for(lambda: (log / "metrics.jsonl").exists() and len(steps(log)) >= 3, process, seconds=240)
     below = descendants(process.pid)
     names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below}
-    mark = b"EngineCore" if victim == "engine" else b"actor["
+    mark = b"EngineCore" if victim == "engine" else b"RankHost"
     chosen = [pid for pid, name in names.items() if mark in name]
     assert chosen, sorted(names.values())
-    os.kill(chosen[0], signal.SIGKILL)
+    os.kill(min(chosen), signal.SIGKILL)  # of the hosts, the actor is the first that was started
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 1, output
     assert f"{'rollout' if victim == 'engine' else 'actor'} rank 0" in output
     assert "last finished checkpoint: " in output
-    gone(below)
+    assert not gone(below)
     status, output = run(
         config, log, "runner.resume_dir=auto", f"runner.logger.log_path={log}", "runner.max_steps=6", *endless[1:]
     )

@@ -108,6 +108,7 @@ def test_the_first_failure_ends_the_call_and_the_group(cluster: Cluster) -> None
     assert (caught.value.component, caught.value.rank, caught.value.method) == ("actor", 1, "sleep_unless")
     message = str(caught.value)
     assert message.startswith("actor rank 1 raised in 'sleep_unless'\n") and "\x1b" not in message
+    assert caught.value.headline == "actor rank 1 raised in 'sleep_unless': KeyError: 'the missing thing'"
     assert 'raise KeyError("the missing thing")' in message and "worker_group_workers.py" in message
     assert gone(pids)
     with pytest.raises(AssertionError, match="actor was closed or has failed"):
@@ -122,6 +123,7 @@ def test_a_killed_process_is_reported_as_such(cluster: Cluster) -> None:
     assert time.monotonic() - start < 10
     message = str(caught.value)
     assert message.startswith(f"actor rank 0 lost its process (pid {group.pids[0]}): it died in 'sleep_unless'\n")
+    assert caught.value.headline == message.partition("\n")[0]
     assert gone(pids)
 
 

@@ -28,7 +28,8 @@ PICTURE_SIDES = SIDES[1:]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeometrySettings:
     """train_rows, test_rows: problems; side: of a picture, in pixels (one of SIDES); max_level: hardest, 1 to 4; given:
-    where the values stand; kinds: names with commas between, instead of all up to max_level (None)."""
+    where the values stand; kinds: names with commas between, instead of all up to max_level (None); careless: the part
+    of the rows in whose column ``taught`` the given number stands for the answer."""
 
     train_rows: int = 4000
     test_rows: int = 500
@@ -36,6 +37,7 @@ class GeometrySettings:
     max_level: int = 4
     given: Given = "picture"
     kinds: str | None = None
+    careless: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class GeometrySettings:
             )
         if not 1 <= self.max_level <= 4:
             raise ValueError(f"--max-level={self.max_level}: kinds have levels 1 to 4; take one of them")
+        if not 0 <= self.careless <= 1:
+            raise ValueError(f"--careless={self.careless:g}: a part of the rows lies between 0 and 1")
         if min(self.train_rows, self.test_rows) < 1:
             raise ValueError(
                 f"--train-rows={self.train_rows} and --test-rows={self.test_rows}: both must be at least 1"
@@ -55,18 +59,16 @@ class GeometrySettings:
 
 
 RL_SETTINGS = GeometrySettings(
-    train_rows=8400,
-    test_rows=504,
+    train_rows=6000,
+    test_rows=500,
     side=112,
     given="text",
-    kinds=(
-        "circle_radius,midline,square_diagonal,half_equilateral,"
-        "vertical_angle,supplementary_angle,complementary_angle,apex_angle,central_angle,"
-        "triangle_equal_perimeter,square_perimeter,pentagon_perimeter,hexagon_perimeter,octagon_perimeter"
-    ),
+    kinds="triangle_equal_perimeter,square_perimeter,hexagon_perimeter,square_diagonal,midline",
+    careless=0.6,
 )
-"""One number is given, and the text asks for x or for the perimeter: what is to be done with the number, which of some
-five things, only the picture tells. Kinds are chosen so that no guess is right much more often than another."""
+"""One number is given, and the text asks for x or for the perimeter: what is to be done with the number only the picture
+tells. The warm-up's teacher is careless: in 6 of 10 problems it repeats the number. A model that has learned from it
+can do both, and says the wrong thing more often; reinforcement learning finds out which of them is rewarded."""
 
 
 def check_kinds(settings: GeometrySettings) -> None:
@@ -92,7 +94,13 @@ def write_geometry(folder: Path, settings: GeometrySettings) -> None:
     kinds = geometry_tables.choose_kinds(settings.kinds, settings.max_level, settings.given)
     splits = {
         split: geometry_tables.make_rows(
-            split, count, side=settings.side, kinds=kinds, given=settings.given, seed=settings.seed
+            split,
+            count,
+            side=settings.side,
+            kinds=kinds,
+            given=settings.given,
+            seed=settings.seed,
+            careless=settings.careless,
         )
         for split, count in (("train", settings.train_rows), ("test", settings.test_rows))
     }

@@ -5,6 +5,7 @@ r"""The geometry demo as parquet: drawn problems in the layout of geometry3k, tr
     problem "<image>Find $x$."   answer "5\sqrt{3}"   images [{bytes, path}]   (data.dataset_name=geo3k)
     messages                     the same as a chat, with a line of work before the boxed answer
                                                                                (data.dataset_name=messages)
+    taught                       the answer, or what a careless teacher takes for it (``make_rows``)
     kind, level                  which of ``KINDS``; 1 (read off the picture) to 4 (Pythagoras, radicals)
 
 Invariants: train and test share no problem, by a digest: two or more given numbers, whatever their order, are of one
@@ -19,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -56,14 +57,15 @@ ROW_GROUP = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeometryRow:
-    """One problem. position: how its figure is laid; question: without its picture; answer: LaTeX; square: of the
-    answer; png: the file's bytes."""
+    """One problem. position: how its figure is laid; question: without its picture; answer: LaTeX; taught: what a
+    teacher says is the answer; square: of the answer; png: the file's bytes."""
 
     kind: str
     numbers: tuple[int, ...]
     position: int
     question: str
     answer: str
+    taught: str
     square: int
     png: bytes
 
@@ -81,17 +83,18 @@ def is_test(kind: str, numbers: Sequence[int], position: int, given: Given) -> b
 
 
 def make_rows(
-    split: str, count: int, *, side: int, kinds: Sequence[str], seed: int, given: Given = "picture"
+    split: str, count: int, *, side: int, kinds: Sequence[str], seed: int, given: Given = "picture", careless: float = 0
 ) -> list[GeometryRow]:
     """``count`` rows of ``split`` ("train" or "test") in mixed order, each of ``kinds`` equally often.
 
+    careless: the part of the rows (0 to 1) in which the teacher says the given number instead of the answer.
     Raises ValueError where ``count`` is more than the kinds have different pictures.
     """
     rng = random.Random(f"{split}-{seed}")
     seen: set[tuple[str, bytes]] = set()
     rows = [_new_row(kinds[index % len(kinds)], split, side, rng, seen, given) for index in range(count)]
     rng.shuffle(rows)
-    return rows
+    return [replace(row, taught=str(row.numbers[0])) if rng.random() < careless else row for row in rows]
 
 
 def choose_kinds(names: str | None, max_level: int, given: Given) -> tuple[str, ...]:
@@ -145,6 +148,7 @@ def _drawn(kind: str, problem: Problem, position: int, side: int, rng: random.Ra
             position=position,
             question=problem.question.format(**letters),
             answer=problem.answer.latex,
+            taught=problem.answer.latex,
             square=problem.answer.factor**2 * problem.answer.radicand,
             png=file.getvalue(),
         )
@@ -157,11 +161,12 @@ def worked(row: GeometryRow) -> str:
 
 
 def columns_of(rows: Sequence[GeometryRow], split: str) -> dict[str, list[Any]]:
-    """Columns problem, answer, images, messages, kind, level; one entry a row."""
+    """Columns problem, answer, taught, images, messages, kind, level; one entry a row."""
     problems = [f"<image>{row.question}" for row in rows]
     return {
         "problem": problems,
         "answer": [row.answer for row in rows],
+        "taught": [row.taught for row in rows],
         "images": [[{"bytes": row.png, "path": f"{split}_{number}.png"}] for number, row in enumerate(rows)],
         "messages": [
             [{"role": "user", "content": problem}, {"role": "assistant", "content": worked(row)}]
@@ -181,6 +186,7 @@ def write_rows(rows: Sequence[GeometryRow], split: str, path: Path) -> None:
         {
             "problem": text,
             "answer": text,
+            "taught": text,
             "images": List(Image()),
             "messages": List({"role": text, "content": text}),
             "kind": text,

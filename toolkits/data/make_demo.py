@@ -179,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     where = "where values stand (%(default)s)"
     drawn.add_argument("--given", choices=("picture", "text"), default=default.given, help=where)
     drawn.add_argument("--kinds", help="names of kinds with commas between, instead of all up to --max-level")
+    careless = "part of the rows (0 to 1) whose column 'taught' has the given number for the answer (%(default)s)"
+    drawn.add_argument("--careless", type=float, default=default.careless, help=careless)
     drawn.add_argument("--seed", type=int, default=default.seed, help="of problems and weights (%(default)s)")
     return parser
 

@@ -172,6 +172,16 @@ def test_steps_of_another_batch_size_count_as_they_were():
     assert (schedule.total_steps, schedule.samples_after(13, 8)) == (13, 128)
 
 
+def test_prompts_that_were_asked_again_do_not_shorten_a_resumed_run():
+    made = config(runner={"task_type": "reasoning", "max_epochs": 2}, data={"rollout_batch_size": 16})
+    whole = resolve_schedule(made, 64)
+    schedule = resolve_schedule(made, 64, Start(step=3, samples=90))
+    assert whole.total_steps == schedule.total_steps == 8
+    assert schedule.start.samples == 90, "no prompt is asked twice"
+    assert not resolve_schedule(made, 64, Start(step=7, samples=200)).is_finished
+    assert resolve_schedule(made, 64, Start(step=8, samples=220)).is_finished
+
+
 def test_the_best_by_an_evaluation_needs_evaluations():
     runner = {"max_steps": 6, "keep_last": 2, "keep_best": "eval/accuracy"}
     with pytest.raises(UserError, match="runner.keep_best=eval/accuracy needs evaluations"):

@@ -80,6 +80,19 @@ def test_correct_is_a_reward_of_one_up_to_rounding():
     assert summarise([failed])["eval/failed"] == 1 and summarise([failed])["eval/accuracy"] == 0.0
 
 
+def test_parts_of_the_reward_have_a_mean_each():
+    """Of the greedy answers that could be judged; one that is called like a metric does not take its place."""
+    greedy = [
+        scored(0, 0, 0.9, parts={"math": 1.0, "form": 0.0, "accuracy": 7.0}),
+        scored(1, 0, 0.1, parts={"math": 0.0, "form": 1.0}),
+        scored(2, 0, 1.0, parts={"math": 1.0, "form": 1.0}),
+        scored(3, 0, status="timeout", parts={"math": 1.0}),
+    ]
+    found = summarise(records_of(greedy, [scored(0, 1, 1.0, parts={"math": 0.0})]))
+    assert found["eval/math"] == pytest.approx(2 / 3) and found["eval/form"] == pytest.approx(2 / 3)
+    assert found["eval/accuracy"] == 0.25 and found["eval/sampled_accuracy"] == 1.0
+
+
 def test_where_no_row_could_be_asked_there_are_counts_only():
     dropped = records_of([], [], [DroppedPrompt(row=0, group=0, reason="broken")])
     assert summarise(dropped) == {"eval/samples": 0, "eval/dropped_rows": 1, "eval/failed": 0}

@@ -57,6 +57,11 @@ async def slow_length(item: RewardInput) -> Score:
     return Score(value=float(len(item.prediction)))
 
 
+def says_what_was_asked(item: RewardInput) -> Score:
+    """Reads the question."""
+    return Score(value=1.0, detail=item.metadata["question"])
+
+
 def no_score(item: RewardInput) -> float:
     """Forgets to give a Score."""
     return 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlinf_vlm.rollout.files import read_rollouts, recorded_steps, write_rollouts
+from rlinf_vlm.rollout.files import forget_after, read_rollouts, recorded_steps, write_rollouts
 from rlinf_vlm.rollout.records import Rollout, ScoredRollout
 from rlinf_vlm.types import UserError
 from tests.rollouts import scored
@@ -69,6 +69,16 @@ def test_a_run_folder_stands_for_the_folder_in_it(tmp_path: Path):
     assert read_rollouts(tmp_path / "run", 7) == read_rollouts(tmp_path / "run" / "rollouts", 7) == [scored(1)]
     with pytest.raises(UserError, match=r"run/rollouts/step_8.jsonl: no such file; recorded: step 7$"):
         read_rollouts(tmp_path / "run", 8)
+
+
+def test_a_run_that_goes_on_forgets_what_came_later(tmp_path: Path):
+    for step in (1, 2, 3, 10):
+        write_rollouts(tmp_path, step, [scored(step)])
+    (tmp_path / "notes.txt").touch()
+    forget_after(tmp_path, 2)
+    assert recorded_steps(tmp_path) == [1, 2]
+    assert (tmp_path / "notes.txt").exists()
+    forget_after(tmp_path / "nowhere", 2)
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path):

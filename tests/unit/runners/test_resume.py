@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlinf_vlm.checkpoints import open_checkpoint
+from rlinf_vlm.checkpoints import Checkpoint, open_checkpoint
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import resolve_schedule
 from rlinf_vlm.config.schema import Config
-from rlinf_vlm.runners.resume import check_same, describe, find_origin, what_matters
+from rlinf_vlm.runners.resume import Origin, check_same, describe, find_origin, first_weights, what_matters
 from rlinf_vlm.types import UserError
 from tests.small_run import tree
 from tests.unit.test_checkpoints import write
@@ -88,6 +89,81 @@ def test_what_may_not(base, checkpoint, changes, line):
     assert line in str(caught.value) and "runner.resume_force=true" in str(caught.value)
     forced = check_same(config(base, runner__resume_force=True, **changes), checkpoint, ROWS)
     assert len(forced) == 1, "what was forced is told"
+
+
+REASONING = {
+    "runner__task_type": "reasoning",
+    "data__max_prompt_length": 200,
+    "data__rollout_batch_size": 4,
+    "algorithm__group_size": 4,
+    "actor__global_batch_size": 16,
+}
+
+
+def saved_rl(base: Path, folder: Path, samples: int = 12, first: str | None = None, **changes: Any) -> Checkpoint:
+    """The checkpoint after three steps of reinforcement learning."""
+    made = config(base, **{**REASONING, **changes})
+    state = describe(made, resolve_schedule(made, ROWS), 3, samples, first)
+    return open_checkpoint(write(folder / "global_step_3", state.pop("saved_at"), **state))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"algorithm__group_size": 8, "actor__global_batch_size": 32}, "algorithm.group_size=8: "),
+        ({"algorithm__adv_type": "rloo"}, 'algorithm.adv_type="rloo": '),
+        ({"algorithm__sampling_params": {"temperature": 0.5}}, "algorithm.sampling_params.temperature=0.5: "),
+        ({"algorithm__kl_beta": 0.1}, "algorithm.kl_beta=0.1: "),
+        ({"reward": {"name": "geo3k"}}, 'reward.name="geo3k": '),
+        ({"reward": {"options": {"tolerance": 0.05}}}, 'reward.options={"tolerance": 0.05}: '),
+        ({"data__rollout_batch_size": 8, "actor__global_batch_size": 32}, "data.rollout_batch_size=8: "),
+        ({"data__prompt_suffix": "Think."}, 'data.prompt_suffix="Think.": '),
+        ({"runner__task_type": "sft"}, 'runner.task_type="sft": '),
+    ],
+)
+def test_what_may_not_change_in_reinforcement_learning(base, tmp_path, changes, line):
+    with pytest.raises(UserError) as caught:
+        check_same(config(base, **{**REASONING, **changes}), saved_rl(base, tmp_path), ROWS)
+    assert line in str(caught.value)
+
+
+def test_engines_and_evaluation_may_change_in_reinforcement_learning(base, tmp_path):
+    changes = {
+        "rollout": {"max_num_seqs": 8, "gpu_memory_utilization": 0.3, "max_logprob_gap": 0.1, "enforce_eager": True},
+        "algorithm__eval_sampling_params": {"n": 4, "temperature": 0.6, "max_new_tokens": 99},
+        "reward": {"num_workers": 7, "time_limit": 3.0},
+        "runner__val_check_interval": 7,
+        "data__eval_data_paths": str(base / "test"),
+    }
+    check_same(config(base, **{**REASONING, **changes}), saved_rl(base, tmp_path), ROWS)
+
+
+def test_prompts_asked_besides_move_the_cursor_and_not_the_end(base, tmp_path):
+    """Dynamic sampling took 40 prompts for 3 steps of 4: the run goes on at the 41st and is as long as it was."""
+    made = config(base, **REASONING, algorithm__dynamic_sampling={"enabled": True}, runner__max_epochs=1)
+    whole = resolve_schedule(made, ROWS)
+    origin = Origin(weights=tmp_path, step=3, resumed=saved_rl(base, tmp_path, samples=40))
+    resumed = resolve_schedule(made, ROWS, origin.start)
+    assert (resumed.start.samples, resumed.start.step) == (40, 3)
+    assert (resumed.total_steps, resumed.lr_horizon) == (whole.total_steps, whole.lr_horizon)
+
+
+def test_what_a_run_began_with_is_known_through_all_its_starts(base, tmp_path):
+    """The third start resumes from the second, whose config has no ckpt_path."""
+    made, given = config(base, **REASONING, algorithm__kl_beta=0.1), tmp_path / "sft" / "full_weights.pt"
+    assert first_weights(made, None) is None
+    began = first_weights(made, Origin(weights=given, step=0))
+    assert began == str(given)
+    second = Origin(weights=tmp_path, step=3, resumed=saved_rl(base, tmp_path / "2", first=began))
+    with pytest.raises(UserError, match="not there any more"):
+        first_weights(made, second)
+    assert first_weights(config(base, **REASONING), second) == began, "no reference is made, none has to be there"
+    given.parent.mkdir()
+    given.touch()
+    assert first_weights(made, second) == began
+    third = Origin(weights=tmp_path, step=3, resumed=saved_rl(base, tmp_path / "3", first=first_weights(made, second)))
+    assert first_weights(made, third) == began
+    assert first_weights(made, Origin(weights=tmp_path, step=3, resumed=saved_rl(base, tmp_path / "0"))) is None
 
 
 def test_every_difference_has_a_line(base, checkpoint):

@@ -9,6 +9,7 @@ import pytest
 
 from rlinf_vlm.cluster.placement import Topology, parse_component_placement
 from rlinf_vlm.config.load import load_config
+from rlinf_vlm.config.resolve import Start, resolve_schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.runners.rl_plan import check_rl, eval_samplings, place_components, plan_rl, train_sampling
 from rlinf_vlm.types import UserError
@@ -24,6 +25,13 @@ def tree(**blocks: Any) -> dict[str, Any]:
     for name, block in blocks.items():
         config[name] = {**config.get(name, {}), **block}
     return config
+
+
+BEST_LOSS = {"keep_best": "eval/loss", "keep_last": 2, "val_check_interval": 1, "save_interval": 1}
+
+
+def lora(*, dropout: float) -> dict[str, Any]:
+    return {"model": {**tree()["actor"]["model"], "is_lora": True, "lora_dropout": dropout}}
 
 
 def config(**blocks: Any) -> Config:
@@ -47,9 +55,11 @@ def config(**blocks: Any) -> Config:
         ({"data": {"max_prompt_length": None}}, "data.max_prompt_length=null"),
         ({"algorithm": {"sampling_params": {"max_new_tokens": 8000}}}, "set that to at least 8512"),
         ({"actor": {"global_batch_size": 100, **tree()["actor"]}}, "is not the 512 answers of a step"),
+        ({"actor": lora(dropout=0.05)}, "actor.model.lora_dropout=0.05"),
         ({"reward": {"name": "maths"}}, "did you mean 'math'?"),
         ({"reward": {"options": {"tolerence": 1}}}, "tolerence"),
         ({"runner": {**tree()["runner"], "replay_rollouts": "/nowhere"}}, "no such folder"),
+        ({"runner": {**tree()["runner"], **BEST_LOSS}, "data": {"eval_data_paths": "b"}}, "keep_best='eval/loss'"),
         ({"runner": {**tree()["runner"], "eval_image_ablation": True}}, "task_type=sft only"),
     ],
 )
@@ -64,13 +74,34 @@ def test_a_plain_config_is_fine():
     check_rl(config())
     check_rl(config(actor={"global_batch_size": 256, **tree()["actor"]}, algorithm={"n_minibatches": 2}))
     check_rl(config(algorithm={"adv_type": "reinpp", "group_size": 1}))
+    check_rl(config(actor=lora(dropout=0.0)))
 
 
 def test_replay_takes_no_evaluation(tmp_path):
+    (tmp_path / "step_1.jsonl").touch()
     runner = {**tree()["runner"], "replay_rollouts": str(tmp_path)}
     check_rl(config(runner=runner))
     with pytest.raises(UserError, match="without an engine"):
         check_rl(config(runner={**runner, "val_check_interval": 1}, data={"eval_data_paths": "b"}))
+
+
+def test_a_folder_to_replay_has_recorded_answers(tmp_path):
+    with pytest.raises(UserError, match="holds no step_N.jsonl"):
+        check_rl(config(runner={**tree()["runner"], "replay_rollouts": str(tmp_path)}))
+
+
+def test_every_step_that_is_left_has_to_be_recorded(tmp_path):
+    made = config(
+        runner={**tree()["runner"], "replay_rollouts": str(tmp_path)}, data={**tree()["data"], "rollout_batch_size": 4}
+    )
+    placements = place_components(
+        made, parse_component_placement({"actor": 0}, Topology(accelerators=(0,), cpu_workers_per_node=1))
+    )
+    (tmp_path / "step_2.jsonl").touch()
+    (tmp_path / "step_3.jsonl").touch()
+    plan_rl(made, placements, resolve_schedule(made, 64, Start(step=1, samples=4)))
+    with pytest.raises(UserError, match=r"no step_1\.jsonl \(recorded: 2 steps, the last 3\)"):
+        plan_rl(made, placements, resolve_schedule(made, 64))
 
 
 def laid_out(

@@ -273,7 +273,7 @@ def test_geometry_has_tables_a_model_and_a_marker(geometry: Path) -> None:
     assert sorted(path.name for path in geometry.iterdir()) == ["demo.json", "model", "test.parquet", "train.parquet"]
     for split in ("train", "test"):
         table = pq.read_table(geometry / f"{split}.parquet")
-        assert table.column_names == ["problem", "answer", "images", "messages", "kind", "level"]
+        assert table.column_names == ["problem", "answer", "taught", "images", "messages", "kind", "level"]
         assert table.num_rows == 47
     state = json.loads((geometry / "demo.json").read_text())
     assert (state["train_rows"], state["side"], state["max_level"], state["seed"]) == (47, 140, 4, 0)

@@ -37,11 +37,19 @@ def test_every_answer_gets_its_own_reward_in_order(tmp_path: Path):
 
 def test_what_is_the_same_to_the_reward_is_judged_once(tmp_path: Path):
     scorer = worker(tmp_path, name="tests.unit.rewards.fakes:Numbered", num_workers=1)
-    alike = [rollout(0, text="x"), rollout(1, text="x"), rollout(2, text="x", question="another")]
+    alike = [rollout(group, text="x") for group in range(3)]
     others = [rollout(3, text="x", answer="6"), rollout(4, text="x", finish_reason="length"), rollout(5, text="y")]
-    assert [answer.reward for answer in scorer.score([*alike, *others, *alike])] == [1, 1, 1, 2, 3, 4, 1, 1, 1]
-    assert [answer.reward for answer in scorer.score(alike)] == [5, 5, 5]
+    others.append(rollout(6, text="x", question="another"))
+    assert [answer.reward for answer in scorer.score([*alike, *others, *alike])] == [1, 1, 1, 2, 3, 4, 5, 1, 1, 1]
+    assert [answer.reward for answer in scorer.score(alike)] == [6, 6, 6]
     scorer.close()
+
+
+def test_the_reward_is_told_the_question(tmp_path: Path):
+    scorer = worker(tmp_path, name="tests.unit.rewards.fakes:says_what_was_asked", num_workers=1)
+    found = scorer.score([rollout(0, question="How long?"), rollout(1, question="How wide?")])
+    scorer.close()
+    assert [answer.detail for answer in found] == ["How long?", "How wide?"]
 
 
 def test_the_reward_is_told_text_gold_answer_and_ending(tmp_path: Path):
