@@ -22,14 +22,14 @@ class LetterShare:
 
 
 class Troubled:
-    """Fails on most answers, in a way that their length chooses: raises, gives no number, ends its process, hangs.
-    What remains is judged as ``LetterShare`` judges it."""
+    """Fails on half of the answers, in a way that their letters choose: raises, gives no number, ends its process,
+    hangs. What remains is judged as ``LetterShare`` judges it."""
 
     def __init__(self) -> None:
         self._share = LetterShare()
 
     def __call__(self, item: RewardInput) -> Score:
-        kind = len(item.prediction) % 8
+        kind = sum(map(ord, item.prediction + item.answer)) % 8
         if kind == 0:
             raise RuntimeError("no judgement\nin two lines")
         if kind == 1:

@@ -136,7 +136,7 @@ def rl_tree(folder: Path, experiment: str, **changes: Any) -> dict[str, Any]:
         "reward": {"name": "tests.rl_rewards:LetterShare", "num_workers": 1},
         "rollout": {"kv_cache_gib": 0.25},
     }
-    made = tree(folder, **given, **changes)
+    made = tree(folder, **{**given, **changes})
     del made["actor"]["global_batch_size"]
     return made
 

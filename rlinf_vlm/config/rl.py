@@ -106,7 +106,8 @@ class AlgorithmConfig(Block):
     """Weight of the divergence from the reference, which is the model that the run began with; 0 builds no
     reference."""
     kl_penalty_type: Literal["k1", "k2", "k3"] = "k3"
-    """Estimate of the divergence. k1 restrains nothing in the loss: use it in the reward."""
+    """Estimate of the divergence. k1 has a mean gradient of 0 in the loss and restrains nothing there: use it in the
+    reward."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the divergence counts."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
@@ -152,7 +153,7 @@ class RolloutConfig(Block):
     that makes other image tokens than the trainer's is an error."""
     max_logprob_gap: float | None = Field(default=None, gt=0.0)
     """Stop when the mean difference between the trainer's and the engine's log-probabilities of a step's tokens is
-    larger than this, in nats: then they are not the same model. null: 0.05 where the actor computes in fp32, 0.5 in
+    larger than this, in nats: then they are not the same model. null: 0.05 where the actor computes in fp32, 0.2 in
     bf16."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, by its names."""

@@ -118,9 +118,10 @@ class Collector:
         parts = shares(rollouts, self._reward.world_size)
         scored = [item for part in self._reward.call_each("score", [(part,) for part in parts]) for item in part]
         if scored and not judged(scored):
+            why = " ".join(scored[0].detail.split())
             raise UserError(
                 f"reward.name={self._config.reward.name!r} judged none of {len(scored)} answers; the first: "
-                f"{scored[0].status}: {scored[0].detail}; mend the reward, or raise reward.time_limit="
+                f"{scored[0].status}: {why}; mend the reward, or raise reward.time_limit="
                 f"{self._config.reward.time_limit:g}"
             )
         return scored

@@ -24,6 +24,8 @@ from rlinf_vlm.types import UserError
 ARGUMENTS = Path("engine", "arg_utils.py")
 ARGUMENT_CLASSES = ("EngineArgs", "AsyncEngineArgs")
 """Where, below vLLM's package, the arguments of its engines are declared."""
+OWN = ("model", "logprobs_mode", "worker_extension_cls")
+"""Arguments without which an engine's answers could not be trained on, nor weights be pushed to it."""
 ANY_LENGTH = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 """With it, vLLM takes more tokens than the model's config has positions."""
 
@@ -35,6 +37,9 @@ def check_engine(config: Config, model: ModelFolder) -> None:
         guess = nearest(unknown[0], known_arguments())
         hint = f"; did you mean {guess!r}?" if guess else "; take it out"
         raise UserError(f"rollout.engine_kwargs has the key {unknown[0]!r}, which the installed vLLM has not{hint}")
+    own = [name for name in OWN if name in config.rollout.engine_kwargs]
+    if own:
+        raise UserError(f"rollout.engine_kwargs has the key {own[0]!r}, which this trainer sets itself; take it out")
     longest, key = longest_sequence(config)
     if 0 < model.max_positions < longest and not os.environ.get(ANY_LENGTH):
         raise UserError(

@@ -115,6 +115,8 @@ def _rollout(config: Config, rl: RlPlan) -> list[str]:
     correction = algorithm.rollout_correction
     corrected = f"{correction.mode} at {correction.upper:g} by {correction.level}" if correction.enabled else "none"
     reference = f"{algorithm.kl_penalty_type} x {algorithm.kl_beta:g} in the {algorithm.kl_in}"
+    if algorithm.kl_penalty_type == "k1" and algorithm.kl_in == "loss":
+        reference += " (its mean gradient is 0: it restrains nothing)"
     return [
         *source,
         f"algorithm   {algorithm.adv_type}, {algorithm.loss_type} -{algorithm.clip_ratio_low:g}/"

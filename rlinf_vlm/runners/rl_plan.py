@@ -126,11 +126,6 @@ def _check_algorithm(config: Config) -> None:
             f"algorithm.n_minibatches={algorithm.n_minibatches} is more than the data.rollout_batch_size="
             f"{config.data.rollout_batch_size} prompts of a step; lower it"
         )
-    if algorithm.kl_beta and algorithm.kl_in == "loss" and algorithm.kl_penalty_type == "k1":
-        raise UserError(
-            "algorithm.kl_penalty_type='k1' in the loss has a mean gradient of 0 and restrains nothing; choose k2 or "
-            "k3, or algorithm.kl_in=reward"
-        )
     answers = config.data.rollout_batch_size * algorithm.group_size
     if "global_batch_size" in actor.model_fields_set and actor.global_batch_size * algorithm.n_minibatches != answers:
         raise UserError(

@@ -127,7 +127,7 @@ class Engine:
             raise UserError(f"rollout.engine_kwargs has the key {name!r}, which vLLM {vllm.__version__} has not{hint}")
         try:
             settings = vllm.AsyncEngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise UserError(
                 f"vLLM refuses the engine's arguments ({_one_line(error)}); change rollout.*, or where it is about "
                 "lengths, data.max_prompt_length and max_new_tokens"

@@ -33,7 +33,7 @@ from rlinf_vlm.workers.reference import Reference, scoring
 from rlinf_vlm.workers.rl_batch import AnswerBatch, empty_answers
 from rlinf_vlm.workers.rl_loss import AnswerTokens, BatchLoss, Objective, token_metrics
 
-MAX_LOGPROB_GAP = {"fp32": 0.05, "bf16": 0.5}
+MAX_LOGPROB_GAP = {"fp32": 0.05, "bf16": 0.2}
 """What rollout.max_logprob_gap=null stands for, by the dtype that the actor computes in."""
 
 

@@ -66,9 +66,9 @@ RL_SETTINGS = GeometrySettings(
     kinds="triangle_equal_perimeter,square_perimeter,hexagon_perimeter,square_diagonal,midline",
     careless=0.6,
 )
-"""One number is given, and the text asks for x or for the perimeter: what is to be done with the number only the picture
-tells. The warm-up's teacher is careless: in 6 of 10 problems it repeats the number. A model that has learned from it
-can do both, and says the wrong thing more often; reinforcement learning finds out which of them is rewarded."""
+"""One number is given, and the text asks for x or for the perimeter: what is to be done with the number only the
+picture tells. The warm-up's teacher is careless: in 6 of 10 problems he repeats the number. A model that has learned
+from him can do both, and says the wrong thing more often; reinforcement learning finds out which is rewarded."""
 
 
 def check_kinds(settings: GeometrySettings) -> None:

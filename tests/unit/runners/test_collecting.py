@@ -91,7 +91,7 @@ class Graders:
                     rollout=item,
                     reward=float(item.member) if item.group in self.split else 1.0,
                     status=self.status,
-                    detail="why",
+                    detail="why,\nin two lines",
                 )
                 for item in part
             ]
@@ -152,7 +152,7 @@ def test_prompts_that_cannot_be_asked_are_counted():
 
 
 def test_graders_that_judge_nothing_stop_the_run():
-    with pytest.raises(UserError, match=r"judged none of 8 answers; the first: timeout: why"):
+    with pytest.raises(UserError, match=r"judged none of 8 answers; the first: timeout: why, in two lines;"):
         collector(config(), Engines(), Graders([], status="timeout")).collect(0)
 
 

@@ -67,6 +67,7 @@ def test_an_argument_that_vllm_has_not(tmp_path):
     made = model(tmp_path)
     assert "did you mean 'max_num_seqs'?" in told(check_engine, config(engine_kwargs={"max_num_seq": 3}), made)
     assert "'wholly_made_up'" in told(check_engine, config(engine_kwargs={"wholly_made_up": 3}), made)
+    assert "sets itself" in told(check_engine, config(engine_kwargs={"logprobs_mode": "raw_logprobs"}), made)
     check_engine(config(engine_kwargs={"block_size": 32}), made)
 
 

@@ -47,7 +47,6 @@ def config(**blocks: Any) -> Config:
         ({"algorithm": {"loss_type": "nowhere:thing"}}, "no module named 'nowhere'"),
         ({"algorithm": {"group_size": 1}}, "set group_size to at least 2"),
         ({"algorithm": {"n_minibatches": 65}}, "data.rollout_batch_size=64"),
-        ({"algorithm": {"kl_beta": 0.1, "kl_penalty_type": "k1"}}, "restrains nothing"),
         ({"algorithm": {"sampling_params": {"temperature": 0}}}, "temperature=0"),
         ({"algorithm": {"sampling_params": {"top_p": 0.9}}}, "top_p=0.9"),
         ({"algorithm": {"eval_sampling_params": {"n": 4, "temperature": 0}}}, "4 equal answers"),
