@@ -18,7 +18,7 @@ from typing import Any
 
 from rlinf_vlm.evaluation.intervals import bootstrap_interval, wilson_interval
 from rlinf_vlm.evaluation.pass_at_k import pass_at_k, powers_of_two
-from rlinf_vlm.rewards.protocol import OK
+from rlinf_vlm.rewards.protocol import JUDGED, OK
 from rlinf_vlm.rollout.records import DroppedPrompt, FinishReason, ScoredRollout
 
 CORRECT = 1.0 - 1e-9
@@ -127,7 +127,7 @@ def summarise(records: Sequence[AnsweredRecord], ks: Sequence[int] | None = None
     right = sum(answer.correct for answer in greedy)
     metrics["eval/accuracy"] = right / len(greedy)
     metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = wilson_interval(right, len(greedy))
-    rewards = [answer.reward for answer in greedy if answer.status == OK]
+    rewards = [answer.reward for answer in greedy if answer.status in JUDGED]
     if rewards:
         metrics["eval/reward_mean"] = fmean(rewards)
     metrics["eval/response_length"] = fmean(answer.num_tokens for answer in greedy)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from rlinf_vlm.rewards.expressions import Refused, same
+from rlinf_vlm.rewards.expressions import GoldRefused, Refused, same
 from rlinf_vlm.rewards.latex import Answer, read_answer
 from rlinf_vlm.rewards.units import DEGREE, RADIAN, fits, ratio
 
@@ -28,7 +28,7 @@ INSIDE = re.compile(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 
 
 def is_same(gold: Answer, given: Answer, *, tolerance: float = 0.0) -> bool:
-    """Whether the given answer is the gold one. Raises ``Refused`` where that is too costly to say.
+    """Whether the given answer is the gold one. Raises ``Refused`` or ``GoldRefused`` where that is too costly to say.
 
     tolerance: relative to the gold number, for numbers only.
     """
@@ -137,7 +137,7 @@ def _agree(parts: list[str]) -> bool:
     """Whether the sides of an approximation are within 1 %: else they are several answers."""
     try:
         return all(parts) and all(same(parts[0], part, tolerance=0.01) for part in parts[1:])
-    except Refused:
+    except (Refused, GoldRefused):
         return False
 
 

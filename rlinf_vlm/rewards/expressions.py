@@ -32,14 +32,19 @@ DIGITS = 60
 
 
 class Refused(Exception):
-    """An expression that is not judged; the reason in one line."""
+    """An answer that is not judged; the reason in one line."""
+
+
+class GoldRefused(Exception):
+    """A gold answer with which nothing can be compared; the reason in one line."""
 
 
 def same(gold: str, given: str, *, tolerance: float = 0.0) -> bool:
     """Whether ``given`` is worth what ``gold`` is, both in the LaTeX that ``latex.read_answer`` gives.
 
-    tolerance: relative to the gold number, for numbers only; 0 asks for equality. Raises ``Refused`` when one of the
-    two is too costly or has an unknown command; an expression that cannot be parsed is not the same as any.
+    tolerance: relative to the gold number, for numbers only; 0 asks for equality. Raises ``Refused``, or
+    ``GoldRefused``, when one of the two is too costly or has an unknown command; an expression that cannot be parsed is
+    not the same as any.
     """
     plain_gold, plain_given = plain_number(gold), plain_number(given)
     if plain_gold is not None and plain_given is not None:
@@ -47,10 +52,10 @@ def same(gold: str, given: str, *, tolerance: float = 0.0) -> bool:
         return _close(sympy.Rational(plain_gold), sympy.Rational(plain_given), exact=exact, tolerance=tolerance)
     if gold == given:
         return True
-    for latex in (gold, given):
-        reason = refusal(latex)
-        if reason is not None:
-            raise Refused(reason)
+    if (reason := refusal(gold)) is not None:
+        raise GoldRefused(reason)
+    if (reason := refusal(given)) is not None:
+        raise Refused(reason)
     with _quiet():
         left, right = _parsed(gold), _parsed(given)
         if left is None or right is None:

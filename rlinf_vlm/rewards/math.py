@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 
 from rlinf_vlm.rewards.equality import is_same
-from rlinf_vlm.rewards.expressions import Refused
+from rlinf_vlm.rewards.expressions import GoldRefused, Refused
 from rlinf_vlm.rewards.extraction import end_of_sentence, extract_answer, find_boxes
 from rlinf_vlm.rewards.latex import read_answer
 from rlinf_vlm.rewards.limits import OutOfTime, cpu_limit
-from rlinf_vlm.rewards.protocol import REFUSED, TIMEOUT, RewardInput, Score, failed
+from rlinf_vlm.rewards.protocol import ERROR, REFUSED, TIMEOUT, RewardInput, Score, failed
 
 CPU_SECONDS = 3.0
 """CPU time that one judgement may take in a main thread."""
@@ -46,6 +46,8 @@ def judge(prediction: str, answer: str, *, tolerance: float = 0.0) -> Score:
             right = _is_right(gold, given, tolerance)
     except Refused as reason:
         return failed(REFUSED, f"{reason}: {detail}")
+    except GoldRefused as reason:
+        return failed(ERROR, f"the gold answer {gold[:200]!r} cannot be compared with: {reason}")
     except OutOfTime:
         return failed(TIMEOUT, f"{CPU_SECONDS} s: {detail}")
     return Score(value=float(right), detail=detail)

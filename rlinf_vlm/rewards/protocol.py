@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OK = "ok"
-"""Status of a score that says how good the answer is; with any other the value says nothing about the answer."""
+"""Status of a score that says how good the answer is."""
 ERROR = "error"
 """The reward raised."""
 TIMEOUT = "timeout"
@@ -23,7 +23,10 @@ TIMEOUT = "timeout"
 DIED = "died"
 """The process that computed the reward ended."""
 REFUSED = "refused"
-"""The answer would take forever to judge (``9^{9^{9^9}}``) and was not."""
+"""The answer is such that nobody would take it for one: it would take forever to judge (``9^{9^{9^9}}``), or uses
+commands that do not exist. It is counted, and its value, the lowest, stands: a policy must not get away with it."""
+JUDGED = frozenset({OK, REFUSED})
+"""With any other status the value says nothing about the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlinf_vlm.config.rl import OverlongConfig
-from rlinf_vlm.rewards.protocol import OK
+from rlinf_vlm.rewards.protocol import JUDGED, OK
 from rlinf_vlm.rollout.records import RankShare, ScoredRollout, StepAnswers
 from rlinf_vlm.types import UserError
 
@@ -78,7 +78,7 @@ def _ranks(costs: Sequence[int], world_size: int) -> list[int]:
 
 def judged(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
     """The answers whose reward says something about them, in their order."""
-    return [answer for answer in scored if answer.status == OK]
+    return [answer for answer in scored if answer.status in JUDGED]
 
 
 def informative_groups(scored: Sequence[ScoredRollout]) -> frozenset[int]:
@@ -108,7 +108,7 @@ def with_overlong(
             f"algorithm.overlong.buffer={overlong.buffer} is more than algorithm.sampling_params.max_new_tokens="
             f"{max_new_tokens}: then no answer is short enough; lower it"
         )
-    return [_punished(answer, max_new_tokens, overlong) if answer.status == OK else answer for answer in scored]
+    return [_punished(answer, max_new_tokens, overlong) if answer.status in JUDGED else answer for answer in scored]
 
 
 def metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:

@@ -103,8 +103,8 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRollout:
-    """A rollout with its reward. parts: of the reward, by name; status: ``rewards.protocol.OK``, or why it could not be
-    judged: such an answer is counted and not trained on."""
+    """A rollout with its reward. parts: of the reward, by name; status: of ``rewards.protocol``; an answer
+    whose status is not among ``JUDGED`` is counted and not trained on."""
 
     rollout: Rollout
     reward: float

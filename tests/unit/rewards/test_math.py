@@ -126,3 +126,9 @@ def test_it_grades_in_any_thread():
 )
 def test_tolerance_is_relative_to_the_gold_number(given: str, gold: str, tolerance: float, right: float):
     assert judge(rf"\boxed{{{given}}}", gold, tolerance=tolerance).value == right
+
+
+def test_a_gold_answer_that_cannot_be_compared_with_is_no_fault_of_the_answer():
+    assert judge(r"\boxed{5}", r"9^{9^{9^9}}").status == "error"
+    assert judge(r"\boxed{9^{9^{9^9}}}", "5").status == "refused"
+    assert judge(r"\boxed{\hocus{5}}", "5").status == "refused"

@@ -183,3 +183,13 @@ def test_metrics_where_there_is_nothing_to_say():
     assert failed["reward/failed_died"] == 1 and failed["rollout/zero_std_groups"] == 1.0
     assert "rollout/reward_mean" not in failed
     assert metrics([scored(0, member, 0.9) for member in range(8)])["rollout/reward_std"] == 0.0
+
+
+def test_an_answer_that_nobody_would_read_is_wrong_and_counted():
+    """What was refused is trained on with its reward; what the grader failed at is not."""
+    refused, timeout = scored(group=0, member=0, status="refused"), scored(group=0, member=1, status="timeout")
+    right = scored(group=0, member=2, reward=1.0)
+    assert judged([refused, timeout, right]) == [refused, right]
+    assert informative_groups([refused, right]) == {0}
+    found = metrics([refused, timeout, right])
+    assert (found["reward/failed"], found["reward/failed_refused"], found["rollout/reward_mean"]) == (2, 1, 0.5)
