@@ -101,13 +101,33 @@ def compose_config(folder: str, name: str, overrides: Sequence[str]) -> dict[str
         known = sorted(path.stem for path in directory.glob("*.yaml"))
         raise UserError(f"config {name!r}: no {name}.yaml in {directory} (there: {', '.join(known) or 'none'})")
     try:
+        kept, placement = split_placement([reach_every_field(text, directory) for text in overrides])
         with initialize_config_dir(str(directory), version_base=None):
-            composed = compose(name, overrides=[reach_every_field(text, directory) for text in overrides])
+            composed = compose(name, overrides=kept)
+        if placement is not None:
+            OmegaConf.update(composed, PLACEMENT, placement, merge=False, force_add=True)
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except yaml.YAMLError as error:
         raise UserError(f"config {name!r} is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"config {name!r}: {' '.join(str(error).split())}") from error
+
+
+def split_placement(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
+    """The overrides without the last that sets the whole placement, and what it sets.
+
+    A placement is a whole: merged with the YAML's, as Hydra merges maps, ``{actor: 0, rollout: 1}`` would place what
+    stands there as "actor,rollout" twice.
+    """
+    kept: list[str] = []
+    placement: dict[str, Any] | None = None
+    for text in overrides:
+        override = OverridesParser.create().parse_override(text)
+        if override.key_or_group == PLACEMENT and isinstance(override.value(), dict):
+            placement = override.value()  # type: ignore[assignment]
+        else:
+            kept.append(text)
+    return kept, placement
 
 
 def set_log_path(tree: dict[str, Any], path: str) -> None:

@@ -26,14 +26,13 @@ from rlinf_vlm.config.resolve import Batching, Schedule
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.loader import RankStep
 from rlinf_vlm.data.packing import empty_micro_batch
-from rlinf_vlm.data.processor import load_processor
 from rlinf_vlm.distributed.collectives import all_max, all_sum, start_process_group, stop_process_group
 from rlinf_vlm.distributed.fsdp import make_adamw
 from rlinf_vlm.distributed.rng import make_deterministic, seed_everything
 from rlinf_vlm.evaluation.answers import EvalRecord
 from rlinf_vlm.types import MicroBatch, RankContext, TokenScores, UserError
 from rlinf_vlm.workers.evaluator import evaluate
-from rlinf_vlm.workers.feed import Feed
+from rlinf_vlm.workers.feed import Feed, open_processor
 from rlinf_vlm.workers.meter import StepMeter, matmul_peak
 from rlinf_vlm.workers.model import DTYPES, Policy, position_builder, to_device
 from rlinf_vlm.workers.saving import ActorSaver, restore_optimizer, restore_random_state
@@ -75,13 +74,8 @@ class ActorWorker:
 
     def load(self, weights: str | None = None) -> ActorFacts:
         """Opens the data and builds the sharded model; ``weights``: of a checkpoint, see ``Policy``."""
-        data, model = self.config.data, self.config.actor.model
-        processor = load_processor(
-            model.model_path,
-            min_pixels=data.min_pixels,
-            max_pixels=data.max_pixels,
-            trust_remote_code=model.trust_remote_code,
-        )
+        model = self.config.actor.model
+        processor = open_processor(self.config)
         self.tokenizer = processor.tokenizer
         self.feed = Feed(self.config, processor, position_builder(model), self.context, self.batching, self.passes)
         checkpoint = None if weights is None else Path(weights)

@@ -23,6 +23,7 @@ from rlinf_vlm.data.loader import (
     train_steps,
 )
 from rlinf_vlm.data.order import RankSteps, RowStream, eval_rows
+from rlinf_vlm.data.processor import load_processor
 from rlinf_vlm.data.reading import BatchReader, RowReader, Share
 from rlinf_vlm.data.rendering import PositionFn, Renderer, RenderOptions
 from rlinf_vlm.data.sources import open_table
@@ -38,6 +39,17 @@ def _pixel_dtype(actor: ActorConfig) -> torch.dtype | None:
     """What pixels travel in: half the bytes where the vision tower rounds them to bfloat16 first thing anyway."""
     rounds = resolve_family(actor.model.model_type).rounds_pixels
     return torch.bfloat16 if rounds and actor.compute_dtype == "bf16" else None
+
+
+def open_processor(config: Config) -> Any:
+    """The model folder's processor, with the bounds that ``data`` sets to images."""
+    model = config.actor.model
+    return load_processor(
+        model.model_path,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def render_options(config: Config, *, training: bool, budget: int | None) -> RenderOptions:

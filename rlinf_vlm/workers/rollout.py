@@ -21,7 +21,6 @@ import torch
 
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.kinds import make_kind
-from rlinf_vlm.data.processor import load_processor
 from rlinf_vlm.data.reading import BadRow
 from rlinf_vlm.data.rendering import Renderer
 from rlinf_vlm.data.sources import open_table
@@ -29,7 +28,7 @@ from rlinf_vlm.rollout.prompts import Prompt, PromptReader, banned_ids
 from rlinf_vlm.rollout.records import Answers, DroppedPrompt, PromptRef, Rollout, Sampling, digest
 from rlinf_vlm.types import PushSettings, RankContext, UserError, WeightBucket
 from rlinf_vlm.workers.engine import Answered, Engine
-from rlinf_vlm.workers.feed import render_options
+from rlinf_vlm.workers.feed import open_processor, render_options
 from rlinf_vlm.workers.model import position_builder
 
 ENGINE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -76,12 +75,7 @@ class RolloutWorker:
         """Opens the data and starts the engine, whose weights have yet to be pushed. Raises UserError."""
         started = time.perf_counter()
         data, model = self.config.data, self.config.actor.model
-        processor = load_processor(
-            model.model_path,
-            min_pixels=data.min_pixels,
-            max_pixels=data.max_pixels,
-            trust_remote_code=model.trust_remote_code,
-        )
+        processor = open_processor(self.config)
         self._tokenizer = processor.tokenizer
         options = render_options(self.config, training=False, budget=None)
         renderer = Renderer(processor, position_builder(model), options)

@@ -70,6 +70,13 @@ def test_overrides_reach_every_field():
     assert config.data.train_data_paths is None and config.data.max_pixels == 100352
 
 
+@pytest.mark.parametrize("text", ["{actor: 0, rollout: 1}", "{actor:0,rollout:1}", "{rollout: 1, actor: 0}"])
+def test_a_whole_placement_takes_the_place_of_the_yamls(text):
+    tree = compose_config(str(FOLDER), "geometry_grpo", [f"cluster.component_placement={text}", "actor.seed=3"])
+    assert load_config(tree).cluster.component_placement == {"actor": 0, "rollout": 1}
+    assert tree["actor"]["seed"] == 3
+
+
 def test_no_field_needs_a_plus_sign():
     for path in field_paths():
         if path.count(".") >= 1 and path != "runner.logger":
