@@ -239,6 +239,9 @@ def engine_arguments(config: Config, pixels: Mapping[str, Any] | None, *, on_gpu
         "generation_config": "vllm",  # not the model folder's, which may punish repetitions
         "worker_extension_cls": RECEIVER,
     }
+    if rollout.tensor_parallel_size > 1:
+        # Processes of its own: inside a worker vLLM would otherwise ask Ray for GPUs, which this worker has already.
+        arguments["distributed_executor_backend"] = "mp"
     if pixels is not None:
         arguments["mm_processor_kwargs"] = dict(pixels)
     if on_gpu:

@@ -44,6 +44,12 @@ def test_a_gpu_engine_records_graphs_and_may_sleep(tmp_path):
     assert engine_arguments(config(tmp_path, rollout__sleep=False), None, on_gpu=True)["enable_sleep_mode"] is False
 
 
+def test_an_engine_of_several_gpus_starts_its_own_processes(tmp_path):
+    made = engine_arguments(config(tmp_path, rollout__tensor_parallel_size=2), None, on_gpu=True)
+    assert (made["tensor_parallel_size"], made["distributed_executor_backend"]) == (2, "mp")
+    assert "distributed_executor_backend" not in engine_arguments(config(tmp_path), None, on_gpu=True)
+
+
 def test_engine_kwargs_come_last(tmp_path):
     changed = config(tmp_path, rollout__engine_kwargs={"max_num_seqs": 3, "seed": 4}, rollout__enforce_eager=False)
     made = engine_arguments(changed, None, on_gpu=False)
