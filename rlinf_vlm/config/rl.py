@@ -130,7 +130,8 @@ class RolloutConfig(Block):
     group_name: str = "RolloutGroup"
     """Name of the worker group in logs."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs of one engine; the placement's GPUs are divided into engines of so many."""
+    """GPUs (on CPUs: worker slots) of one engine; those that the rollout is placed on are divided into engines of so
+    many."""
     dtype: Literal["auto"] | Precision = "auto"
     """What the engine computes in; auto: as the actor does."""
     gpu_memory_utilization: float = Field(default=0.5, gt=0.0, lt=1.0)

@@ -212,14 +212,11 @@ def place_components(config: Config, placements: Sequence[ComponentPlacement]) -
 
 
 def _engines(placement: ComponentPlacement, size: int) -> ComponentPlacement:
-    """Processes of ``size`` GPUs each."""
+    """Processes of ``size`` GPUs, or worker slots, each."""
     on_gpu = placement.processes[0].is_gpu
-    if not on_gpu:
-        if size > 1:
-            raise UserError(
-                f"rollout.tensor_parallel_size={size} needs GPUs, and the rollout is placed on CPU slots; set it to 1"
-            )
+    if not on_gpu and size == 1:
         return placement
+    noun = "GPUs" if on_gpu else "worker slots"
     widths = {len(process.devices) for process in placement.processes}
     if widths == {size}:
         return placement
@@ -228,16 +225,17 @@ def _engines(placement: ComponentPlacement, size: int) -> ComponentPlacement:
     if widths != {1} or len(set(places)) != len(places) or any(len({n for n, _ in c}) > 1 for c in chunks):
         raise UserError(
             f"rollout.tensor_parallel_size={size}, but cluster.component_placement gives the rollout's processes "
-            f"{sorted(widths)} GPUs each; give each process one GPU, or {size}"
+            f"{sorted(widths)} {noun} each; give each process one, or {size}"
         )
     if len(places) % size:
         raise UserError(
-            f"rollout.tensor_parallel_size={size} does not divide the rollout's {len(places)} GPUs; change one of them"
+            f"rollout.tensor_parallel_size={size} does not divide the rollout's {len(places)} {noun}; change one of "
+            "the two"
         )
     return replace(
         placement,
         processes=tuple(
-            ProcessPlacement(rank=rank, node=chunk[0][0], devices=tuple(device for _, device in chunk), is_gpu=True)
+            ProcessPlacement(rank=rank, node=chunk[0][0], devices=tuple(device for _, device in chunk), is_gpu=on_gpu)
             for rank, chunk in enumerate(chunks)
         ),
     )

@@ -117,9 +117,10 @@ def test_apart_and_on_two_ranks_the_answers_are_the_same(whole, config, tmp_path
 def test_an_engine_of_two_processes_samples_the_same(whole, config, tmp_path):
     """Each takes its part of every weight that is pushed."""
     log = tmp_path / "log"
-    two = "rollout.engine_kwargs={tensor_parallel_size: 2, distributed_executor_backend: mp}"
+    two = ["rollout.tensor_parallel_size=2", "cluster.cpu_workers_per_node=3"]
+    apart = "cluster.component_placement={actor: 0, rollout: 1-2}"
     off = ["runner.val_check_interval=-1", "runner.save_interval=-1"]
-    status, output = run(config, log, two, "runner.max_steps=2", *off)
+    status, output = run(config, log, *two, apart, "runner.max_steps=2", *off)
     assert status == 0, output
     assert trained(log) == pytest.approx(trained(whole)[:2], rel=1e-4)
     assert all(line["rollout/logprob_gap"] < GAP for line in steps(log))

@@ -161,7 +161,10 @@ def test_engines_of_several_gpus():
     assert [process.devices for process in placements[1].processes] == [(2, 3)]
     with pytest.raises(UserError, match="does not divide the rollout's 4 GPUs"):
         laid_out({"actor,rollout": "all"}, change=three)
-    with pytest.raises(UserError, match="needs GPUs"):
+    placements, plan = laid_out({"actor": "0", "rollout": "1-2"}, gpus=0, slots=3, change=two)
+    assert [(process.devices, process.is_gpu) for process in placements[1].processes] == [((1, 2), False)]
+    assert (plan.engines, plan.transport) == (1, "shm")
+    with pytest.raises(UserError, match="does not divide the rollout's 1 worker slots"):
         laid_out({"actor,rollout": "0"}, gpus=0, change=two)
 
 
