@@ -41,6 +41,8 @@ class Checkpoints:
         self._actor = actor
         self._session = session
         self._writing: Path | None = None
+        self._seconds: dict[int, float] = {}
+        """Rank -> what it took, of those that have finished writing."""
         self._saved = schedule.start.step
 
     def save(self, step: int, samples: int | None = None) -> None:
@@ -70,11 +72,14 @@ class Checkpoints:
     def _collect(self, step: int, *, wait: bool) -> None:
         if self._writing is None:
             return
-        seconds = self._actor.call("finished_save", wait=wait)
-        if None in seconds:
+        told = self._actor.call("finished_save", wait=wait)
+        # A rank tells it once, and ranks finish at different moments.
+        self._seconds |= {rank: seconds for rank, seconds in enumerate(told) if seconds is not None}
+        if len(self._seconds) < len(told):
             return
         folder, self._writing = self._writing, None
-        self._session.log_saved(step, folder, max(seconds))
+        seconds, self._seconds = max(self._seconds.values()), {}
+        self._session.log_saved(step, folder, seconds)
         self._remove_old()
 
     def _remove_old(self) -> None:
