@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.distributed.weight_push import SharedMemory, make_buckets
 from rlinf_vlm.rollout.records import Rollout
-from rlinf_vlm.types import RankContext, Sample, WeightBucket, WeightSpec
+from rlinf_vlm.types import ProcessedImage, RankContext, Sample, WeightBucket, WeightSpec
 from rlinf_vlm.workers.rollout import RolloutWorker
 from tests.small_run import COLOURS, picture, tree, write_parquet
 
@@ -124,26 +124,42 @@ def write_weights(model: Path, weights: Mapping[str, torch.Tensor], target: Path
 
 
 def reference_logprobs(
-    model: Path, prompts: Mapping[int, Sample], rollouts: Sequence[Rollout], temperature: float, banned: Sequence[int]
+    model: Path,
+    prompts: Mapping[int, Sample],
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    banned: Sequence[int],
+    process: Callable[[bytes], ProcessedImage] | None = None,
 ) -> list[torch.Tensor]:
-    """Of each rollout [L] float32: what transformers says of its tokens, with its own M-RoPE positions and no packing.
+    """Of each rollout [L] float32: what transformers says of the tokens that the policy generated in all its turns,
+    with its own M-RoPE positions and no packing.
 
-    prompts: row -> its rendering; banned ids have probability 0, the other logits are divided by ``temperature``.
+    prompts: row -> its rendering; banned ids have probability 0, the other logits are divided by ``temperature``;
+    process: of the pictures that environments showed.
     """
     hf = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
     found = []
     for rollout in rollouts:
         prompt = prompts[rollout.row]
-        ids = torch.cat([prompt.input_ids, torch.tensor(rollout.token_ids, dtype=torch.int64)])[None]
+        pieces, own = (
+            [prompt.input_ids[: rollout.prompt_length]],
+            [torch.zeros(rollout.prompt_length, dtype=torch.bool)],
+        )
+        images = list(prompt.images)
+        for turn in rollout.turns:
+            pieces += [torch.tensor(ids, dtype=torch.int64) for ids in (turn.context_ids, turn.token_ids)]
+            own += [torch.full((len(turn.context_ids),), False), torch.full((len(turn.token_ids),), True)]
+            images += [process(content) for content in turn.images]
+        ids, mask = torch.cat(pieces)[None], torch.cat(own)
         inputs = {"input_ids": ids, "mm_token_type_ids": (ids == hf.config.image_token_id).long()}
         for name in ("pixel_values", "image_grid_thw"):
-            if prompt.images:
-                inputs[name] = torch.cat([image.tensors[name] for image in prompt.images])
+            if images:
+                inputs[name] = torch.cat([image.tensors[name] for image in images])
         with torch.no_grad():
-            logits = hf(**inputs).logits[0, len(prompt.input_ids) - 1 : -1]
+            logits = hf(**inputs).logits[0, :-1][mask[1:]]
         logits[:, list(banned)] = -torch.inf
         logprobs = (logits / temperature).log_softmax(-1)
-        found.append(logprobs.gather(1, ids[0, len(prompt.input_ids) :, None])[:, 0])
+        found.append(logprobs.gather(1, ids[0][mask][:, None])[:, 0])
     return found
 
 

@@ -16,7 +16,7 @@ import torch
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import resolve_schedule
 from rlinf_vlm.rollout.batching import divide
-from rlinf_vlm.rollout.records import Rollout, ScoredRollout, digest
+from rlinf_vlm.rollout.records import Rollout, ScoredRollout, Turn, digest
 from rlinf_vlm.types import Sample
 from tests.small_run import Task, run_ranks, tree
 
@@ -111,10 +111,15 @@ def sampled(
                 member=member,
                 prompt_length=prompt.prompt_length,
                 prompt_digest=digest(prompt.input_ids.tolist()),
-                token_ids=ids,
-                logprobs=tuple((logprobs + noise).tolist()),
-                text="",
-                finish_reason="length" if length == 12 else "stop",
+                turns=(
+                    Turn(
+                        token_ids=ids,
+                        logprobs=tuple((logprobs + noise).tolist()),
+                        text="",
+                        finish_reason="length" if length == 12 else "stop",
+                    ),
+                ),
+                outcome="truncated" if length == 12 else "completed",
                 version=0,
                 question="",
                 answer="",
@@ -152,4 +157,4 @@ def train_on(actor: Any, config: Any, scored: list[ScoredRollout], step: int = 0
     """One step on these answers, divided among the ranks."""
     count = config.algorithm.n_minibatches
     answers, shares = divide(scored, world_size=actor.context.world_size, n_minibatches=count)
-    return actor.train_rollouts(step, answers, shares[actor.context.rank])
+    return actor.train_rollouts(step, answers, shares[actor.context.rank]).metrics

@@ -130,6 +130,19 @@ def check_run_length(runner: RunnerConfig) -> None:
         )
 
 
+def check_task(config: Config) -> None:
+    """What one task alone reads is not given to the other."""
+    if config.runner.task_type != "sft":
+        return
+    only = {
+        "runner.replay_rollouts": config.runner.replay_rollouts,
+        "data.test_data_paths": config.data.test_data_paths,
+    }
+    for key, value in only.items():
+        if value is not None:
+            raise UserError(f"{key}={value!r} is read by task_type=reasoning only; set it to null")
+
+
 def check_intervals(config: Config) -> None:
     """Evaluation needs rows to evaluate."""
     interval, best = config.runner.val_check_interval, config.runner.keep_best

@@ -1,13 +1,37 @@
-"""The blocks of reinforcement learning: ``algorithm``, ``rollout``, ``reward``. Supervised fine-tuning reads none."""
+"""The blocks of reinforcement learning: ``algorithm``, ``rollout``, ``env``, ``reward``. Supervised fine-tuning reads
+none."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlinf_vlm.config.actor import Precision, Switch
 from rlinf_vlm.config.base import Block
+
+MIN_TEMPERATURE = 0.01
+"""What vLLM raises lower temperatures to; 0 is none of them."""
+REFLECTION_WORDS = (
+    "re-check",
+    "re-evaluate",
+    "re-examine",
+    "re-think",
+    "recheck",
+    "reevaluate",
+    "reexamine",
+    "reevaluation",
+    "rethink",
+    "check again",
+    "think again",
+    "try again",
+    "verify",
+    "wait",
+    "yet",
+)
+"""Words by which an answer goes back to what it said: the list of MAYE (Ma et al., "Rethinking RL Scaling for Vision
+Language Models", arXiv:2504.02587)."""
 
 
 class SamplingConfig(Block):
@@ -35,6 +59,47 @@ class EvalSamplingConfig(SamplingConfig):
 
     n: int = Field(default=0, ge=0)
     """Answers to each row at this temperature, for eval/pass@k; 0 takes greedy answers only."""
+
+
+class EvalSettingConfig(Block):
+    """One more way of sampling in evaluation, with figures of its own under eval/NAME/ and test/NAME/."""
+
+    name: str
+    """What its figures are called: letters, digits and any of _ . - between them."""
+    temperature: float = Field(ge=0.0)
+    """Divides the logits; 0 takes the likeliest token each time. Engines know no temperature between 0 and 0.01."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Sample among the likeliest tokens that together have this probability; 1 is all."""
+    top_k: int = Field(default=-1, ge=-1)
+    """Sample among so many likeliest tokens; -1 is all."""
+    n: int = Field(default=1, ge=1)
+    """Answers to each row."""
+    k: int | None = Field(default=None, ge=1)
+    """Which pass@k is reported, at most n; null: 1, 2, 4, .. up to n."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", value):
+            raise ValueError(f"{value!r} cannot be part of a metric's name; use letters, digits, '_', '.' and '-'")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvalSettingConfig:
+        if self.top_k == 0:
+            raise ValueError("top_k=0 leaves no token to sample; set it to -1 for all, or to at least 1")
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"temperature={self.temperature:g} is below {MIN_TEMPERATURE:g}, which an engine would raise it to; "
+                f"set it to 0 for the likeliest tokens, or to at least {MIN_TEMPERATURE:g}"
+            )
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(
+                f"temperature=0 would give n={self.n} equal answers to each row; set n=1, or a temperature"
+            )
+        if self.k is not None and self.k > self.n:
+            raise ValueError(f"k={self.k} is more than the n={self.n} answers to a row; lower k, or raise n")
+        return self
 
 
 class OverlongConfig(Block):
@@ -121,7 +186,31 @@ class AlgorithmConfig(Block):
     sampling_params: SamplingConfig = SamplingConfig()
     """Of the answers that are trained on."""
     eval_sampling_params: EvalSamplingConfig = EvalSamplingConfig()
-    """Of evaluation's sampled answers; its max_new_tokens holds for the greedy ones too."""
+    """Of evaluation's sampled answers; its max_new_tokens holds for the greedy ones too, and for eval_settings."""
+    eval_settings: tuple[EvalSettingConfig, ...] = ()
+    """Further answers to each evaluation and test row, a list of {name, temperature, top_p, top_k, n, k}: MAYE takes
+    pass@8 at temperature 1, pass@1 at 0.6, and pass@1 at 0.01 with top_p 0.001. [] takes none."""
+    reflection_words: tuple[str, ...] = REFLECTION_WORDS
+    """Words and phrases that count as reflection, matched as whole words in any case. Left out: the 15 of MAYE. []
+    counts none."""
+
+    @field_validator("eval_settings")
+    @classmethod
+    def _named_once(cls, value: tuple[EvalSettingConfig, ...]) -> tuple[EvalSettingConfig, ...]:
+        names = [setting.name for setting in value]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two settings have one name (names: {', '.join(names)}); rename one of them")
+        return value
+
+    @field_validator("reflection_words")
+    @classmethod
+    def _listed_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        words = tuple(" ".join(word.lower().split()) for word in value)
+        if not all(words):
+            raise ValueError("has an empty word; take it out")
+        if len(set(words)) != len(words):
+            raise ValueError(f"names a word twice (words: {', '.join(words)}); name it once")
+        return words
 
 
 class RolloutConfig(Block):
@@ -158,6 +247,34 @@ class RolloutConfig(Block):
     bf16."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, by its names."""
+
+
+class EnvConfig(Block):
+    """What the policy speaks with, turn by turn. Supervised fine-tuning has none."""
+
+    name: str = "single_turn"
+    """single_turn (the first answer is the whole conversation), geo3k_tool (a tool that scores an answer), crop_zoom (a
+    tool that shows a part of the picture, enlarged), or package.module:build_env."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the environment."""
+    eval_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments in evaluation, in place of those of the same name, such as {tool: false}: a tool that knows the
+    right answer makes an evaluation worthless."""
+    max_turns: int = Field(default=1, ge=1)
+    """Most turns of the policy in a conversation; one that is not over then is counted as rollout/max_turns."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of one turn, its end-of-turn token included. null: no limit but that of the whole conversation, which
+    is max_new_tokens of the sampling_params and counts what the policy generates in all turns."""
+    max_observation_tokens: int = Field(default=512, ge=1)
+    """Most tokens of an observation, with its image tokens and the chat template around it; a longer one is an error of
+    the environment. Read where max_turns is above 1."""
+    time_limit: float = Field(default=30.0, gt=0.0)
+    """Seconds that one call of the environment may take; then its conversation ends with the outcome env_error."""
+
+    @property
+    def observation_room(self) -> int:
+        """Most tokens of all observations between the turns of a conversation."""
+        return (self.max_turns - 1) * self.max_observation_tokens
 
 
 class RewardConfig(Block):

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlinf_vlm.config.actor import ActorConfig
 from rlinf_vlm.config.base import Block, merge_alias
-from rlinf_vlm.config.rl import AlgorithmConfig, RewardConfig, RolloutConfig
+from rlinf_vlm.config.rl import AlgorithmConfig, EnvConfig, RewardConfig, RolloutConfig
 
 
 class NodeGroupConfig(Block):
@@ -170,6 +170,9 @@ class DataConfig(Block):
     eval_data_paths: str | tuple[str, ...] | None = None
     """Evaluation rows, likewise (a hub id's split is test if unnamed). null never evaluates. Also read as
     val_data_paths."""
+    test_data_paths: str | tuple[str, ...] | None = None
+    """Rows that are evaluated besides, at the same steps, as test/...: a checkpoint is chosen by the evaluation rows
+    and reported on these. Given likewise; needs eval_data_paths. Reinforcement learning only. null has none."""
     prompt_key: str = "question"
     """Column of the question. Left out: question, of geo3k problem."""
     choice_key: str | None = None
@@ -236,6 +239,11 @@ class DataConfig(Block):
             )
         if self.train_data_paths is None and self.eval_data_paths is None:
             raise ValueError("train_data_paths=null and eval_data_paths=null leave nothing to do; set one of them")
+        if self.test_data_paths is not None and self.eval_data_paths is None:
+            raise ValueError(
+                f"test_data_paths={self.test_data_paths!r} is evaluated beside eval_data_paths, which is null; name "
+                "the rows eval_data_paths, or set both"
+            )
         return self
 
 
@@ -260,6 +268,8 @@ class Config(Block):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """RL only."""
     rollout: RolloutConfig = RolloutConfig()
+    """RL only."""
+    env: EnvConfig = EnvConfig()
     """RL only."""
     reward: RewardConfig = RewardConfig()
     """RL only."""

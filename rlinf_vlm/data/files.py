@@ -32,7 +32,7 @@ SPLIT_MARK = re.compile(r"(train|test|validation|val|eval|dev)(?=[\W_\d]|$)", re
 
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split>[\w\[\]:%+-]+))?")
 
-DEFAULT_SPLITS = {"data.eval_data_paths": "test", "data.val_data_paths": "test"}
+DEFAULT_SPLITS = dict.fromkeys(("data.eval_data_paths", "data.val_data_paths", "data.test_data_paths"), "test")
 """Config key -> the split that is read where a hub id names none; train for any other key."""
 
 

@@ -95,7 +95,7 @@ class Renderer:
         """
         images = [self.images(ref, base) for ref in conversation.images]
         ids = self.prompt_ids(conversation)
-        return self._finish(conversation, images, self._expand(ids, [False] * len(ids), images), row=row)
+        return self._finish(conversation, images, self.expand(ids, [False] * len(ids), images), row=row)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """The ids of ``render_prompt`` with one image token for each image: what an engine is given with the images."""
@@ -117,7 +117,7 @@ class Renderer:
 
         Raises RowError for most rows that ``render`` refuses, not for all: a picture that ends early has a header.
         """
-        text, _ = self._with_bos(self._apply(conversation.messages, add_generation_prompt=False), [])
+        text, _ = self._with_bos(self.apply_template(conversation.messages, add_generation_prompt=False), [])
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         self._check_placeholders(ids, conversation.images)
         images = []
@@ -151,7 +151,7 @@ class Renderer:
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text that the model is asked to continue after ``messages``."""
-        return self._apply(messages, add_generation_prompt=True)
+        return self.apply_template(messages, add_generation_prompt=True)
 
     def _sample(
         self, conversation: Conversation, images: Sequence[ProcessedImage], *, row: int, choice: int | None
@@ -159,7 +159,7 @@ class Renderer:
         text, spans = self._text_and_spans(conversation.messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         supervised = self._supervised(encoding["input_ids"], encoding["offset_mapping"], spans, text)
-        expanded = self._expand(encoding["input_ids"], supervised, images)
+        expanded = self.expand(encoding["input_ids"], supervised, images)
         return self._finish(conversation, images, expanded, row=row, choice=choice)
 
     def _finish(
@@ -187,7 +187,8 @@ class Renderer:
             choice=choice,
         )
 
-    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """The text of ``messages``. Raises RowError where the template refuses them."""
         try:
             text = self._render_template(messages, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
@@ -209,14 +210,14 @@ class Renderer:
 
     def _text_and_spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The rendered conversation, and for each assistant turn the characters after its generation prompt."""
-        text = self._apply(messages, add_generation_prompt=False)
+        text = self.apply_template(messages, add_generation_prompt=False)
         spans = []
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            start = self._apply(messages[:index], add_generation_prompt=True)
+            start = self.apply_template(messages[:index], add_generation_prompt=True)
             last = index + 1 == len(messages)
-            end = text if last else self._apply(messages[: index + 1], add_generation_prompt=False)
+            end = text if last else self.apply_template(messages[: index + 1], add_generation_prompt=False)
             if not text.startswith(start) or not text.startswith(end):
                 raise RowError(
                     f"the chat template changes earlier text once message {index} is added, "
@@ -250,10 +251,10 @@ class Renderer:
                 supervised[place] = place <= enders[-1]
         return supervised
 
-    def _expand(
+    def expand(
         self, ids: Sequence[int], supervised: Sequence[bool], images: Sequence[ProcessedImage]
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels with each image placeholder replaced by its image's tokens."""
+        """Ids and labels with each image placeholder replaced by its image's tokens; RowError where numbers differ."""
         self._check_placeholders(ids, images)
         expanded: list[int] = []
         labels: list[int] = []

@@ -34,7 +34,8 @@ class RewardInput:
     """One answer to be scored.
 
     prediction: all that the policy wrote; answer: the gold answer of the row; finish_reason: of the engine ("stop",
-    "length"), None when unknown; metadata: what else is known of the row, plain data; a run tells its "question".
+    "length"), None when unknown; metadata: what else is known, plain data: a run tells "question" and "choices" of
+    the row and, as "env", what the last step of the environment told.
     """
 
     prediction: str

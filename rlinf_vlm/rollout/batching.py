@@ -15,10 +15,11 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 from rlinf_vlm.config.rl import OverlongConfig
 from rlinf_vlm.rewards.protocol import JUDGED, OK
-from rlinf_vlm.rollout.records import RankShare, ScoredRollout, StepAnswers
+from rlinf_vlm.rollout.records import ENV_ERROR, Outcome, RankShare, Rollout, ScoredRollout, StepAnswers
 from rlinf_vlm.types import UserError
 
 
@@ -115,8 +116,8 @@ def metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:
     """What a step's answers are like, judged or not, under ``rollout/`` and ``reward/``.
 
     Rewards and their parts are of judged answers (reward_std: population standard deviation; a part: mean over those
-    that have it); lengths (in tokens) and ``truncated`` of all. ``zero_std_groups``: share of the groups that teach
-    nothing, see ``informative_groups``. No answers: counts only.
+    that have it); what ``response_metrics`` tells, of all. ``zero_std_groups``: share of the groups that teach nothing,
+    see ``informative_groups``. No answers: counts only.
     """
     failed = Counter(answer.status for answer in scored if answer.status != OK)
     groups = {answer.rollout.group for answer in scored}
@@ -128,12 +129,9 @@ def metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:
     }
     if not scored:
         return counts
-    lengths = [len(answer.rollout.token_ids) for answer in scored]
     return {
         **_reward_metrics(judged(scored)),
-        "rollout/response_length": statistics.fmean(lengths),
-        "rollout/response_length_max": max(lengths),
-        "rollout/truncated": statistics.fmean(answer.rollout.finish_reason == "length" for answer in scored),
+        **response_metrics([answer.rollout for answer in scored]),
         "rollout/zero_std_groups": 1 - len(informative_groups(scored)) / len(groups),
         **counts,
     }
@@ -152,6 +150,28 @@ def _punished(answer: ScoredRollout, limit: int, overlong: OverlongConfig) -> Sc
     # The "0 -" keeps a minus sign away from the zero of a short answer.
     penalty = 0 - overlong.factor * min(1.0, max(0.0, over / overlong.buffer))
     return replace(answer, reward=answer.reward + penalty, parts={**answer.parts, "overlong": penalty})
+
+
+def response_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Lengths, turns and outcomes. No answers: nothing.
+
+    rollout/response_length: mean of the tokens that were generated, in all turns, and _max; rollout/OUTCOME: share of
+    all answers (truncated is the clip ratio); turns: mean number; env_close_errors: environments that did not close as
+    they should.
+    """
+    if not rollouts:
+        return {}
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    found = Counter(rollout.outcome for rollout in rollouts)
+    return {
+        "rollout/response_length": statistics.fmean(lengths),
+        "rollout/response_length_max": max(lengths),
+        **{f"rollout/{outcome}": found[outcome] / len(rollouts) for outcome in get_args(Outcome)},
+        "rollout/turns": statistics.fmean(len(rollout.turns) for rollout in rollouts),
+        "rollout/env_close_errors": sum(
+            rollout.outcome != ENV_ERROR and bool(rollout.outcome_detail) for rollout in rollouts
+        ),
+    }
 
 
 def _reward_metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:

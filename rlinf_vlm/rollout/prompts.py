@@ -1,6 +1,7 @@
 """Rows become what an engine is asked: ids with one token an image, and the decoded pictures.
 
-    row --RowReader.prompt--> Sample --PromptReader--> Prompt(ids as the engine takes them, ids as it must see them)
+    row --RowReader.prompt--> Sample --PromptReader--> RowPrompt: Prompt(ids as the engine takes them, ids as it must
+                                                       see them), and the conversation that they render
 
 The engine puts an image's tokens in the place of its one token by itself; ``Prompt.seen_ids`` says what has to come
 out, by the trainer's own rendering. Pictures are decoded as for the trainer. Knows no engine.
@@ -14,6 +15,7 @@ from typing import Any
 from rlinf_vlm.data.images import load_image
 from rlinf_vlm.data.reading import BadRow, Kind, RowReader, Rows
 from rlinf_vlm.data.rendering import Renderer
+from rlinf_vlm.types import Conversation
 
 MARK_NAMES = (
     "image_token",
@@ -32,19 +34,24 @@ KNOWN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_
 class Prompt:
     """A prompt as an engine is given it.
 
-    token_ids: one image token for each image; images: decoded, RGB, in order; seen_ids: with image tokens expanded;
-    question, answer: of the row.
+    token_ids: one image token for each image; images: decoded, RGB, in order; seen_ids: with image tokens expanded.
     """
 
     token_ids: tuple[int, ...]
     images: tuple[Any, ...]
     seen_ids: tuple[int, ...]
-    question: str
-    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPrompt:
+    """A row's prompt, and the row as its dataset kind reads it."""
+
+    prompt: Prompt
+    conversation: Conversation
 
 
 class PromptReader:
-    """Row number -> Prompt, or BadRow that names file and row."""
+    """Row number -> RowPrompt, or BadRow that names file and row."""
 
     def __init__(self, rows: Rows, kind: Kind, renderer: Renderer) -> None:
         self._rows = rows
@@ -55,7 +62,7 @@ class PromptReader:
         """Number of rows."""
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> Prompt | BadRow:
+    def __getitem__(self, row: int) -> RowPrompt | BadRow:
         """The prompt of ``row``."""
         sample = self._reader.prompt(row)
         if isinstance(sample, BadRow):
@@ -63,13 +70,12 @@ class PromptReader:
         conversation = sample.conversation
         assert conversation is not None, "a rendered prompt keeps its conversation"
         base = self._rows.folder_of(row)
-        return Prompt(
+        prompt = Prompt(
             token_ids=tuple(self._renderer.prompt_ids(conversation)),
             images=tuple(load_image(ref, base) for ref in conversation.images),
             seen_ids=tuple(sample.input_ids.tolist()),
-            question=conversation.question,
-            answer=conversation.answer,
         )
+        return RowPrompt(prompt=prompt, conversation=conversation)
 
 
 def banned_ids(processor: Any) -> tuple[int, ...]:

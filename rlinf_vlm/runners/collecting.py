@@ -19,7 +19,16 @@ from rlinf_vlm.config.rl import DynamicSamplingConfig
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.order import RowStream
 from rlinf_vlm.rollout.batching import informative_groups, judged
-from rlinf_vlm.rollout.records import Answers, DroppedPrompt, PromptRef, Rollout, Sampling, ScoredRollout
+from rlinf_vlm.rollout.records import (
+    ENV_ERROR,
+    Answers,
+    DroppedPrompt,
+    PromptRef,
+    Rollout,
+    Sampling,
+    ScoredRollout,
+    Split,
+)
 from rlinf_vlm.runners.rl_plan import train_sampling
 from rlinf_vlm.runners.session import Clock
 from rlinf_vlm.types import UserError
@@ -84,7 +93,7 @@ class Collector:
             prompts = self._prompts.take(cursor, wanted - len(kept))
             cursor, rounds = cursor + len(prompts), rounds + 1
             clock = Clock()
-            answers = self.ask(prompts, train_sampling(self._config), evaluation=False)
+            answers = self.ask(prompts, train_sampling(self._config), split="train")
             seconds["time/generate"] += clock.seconds()
             clock = Clock()
             new = self.score(answers.rollouts)
@@ -103,10 +112,10 @@ class Collector:
             scored=tuple(scored), groups=frozenset(kept), cursor=cursor, dropped=tuple(dropped), metrics=metrics
         )
 
-    def ask(self, prompts: Sequence[PromptRef], sampling: Sampling, *, evaluation: bool) -> Answers:
-        """Answers to ``prompts`` of the training or the evaluation rows, from all engines, in the order of prompts."""
+    def ask(self, prompts: Sequence[PromptRef], sampling: Sampling, *, split: Split) -> Answers:
+        """Answers to ``prompts`` of the rows of ``split``, from all engines, in the order of prompts."""
         parts = shares(prompts, self._rollout.world_size)
-        found: list[Answers] = self._rollout.call_each("generate", [(part, sampling, evaluation) for part in parts])
+        found: list[Answers] = self._rollout.call_each("generate", [(part, sampling, split) for part in parts])
         return Answers(
             rollouts=tuple(rollout for part in found for rollout in part.rollouts),
             dropped=tuple(prompt for part in found for prompt in part.dropped),
@@ -118,13 +127,23 @@ class Collector:
         parts = shares(rollouts, self._reward.world_size)
         scored = [item for part in self._reward.call_each("score", [(part,) for part in parts]) for item in part]
         if scored and not judged(scored):
-            why = " ".join(scored[0].detail.split())
-            raise UserError(
-                f"reward.name={self._config.reward.name!r} judged none of {len(scored)} answers; the first: "
-                f"{scored[0].status}: {why}; mend the reward, or raise reward.time_limit="
-                f"{self._config.reward.time_limit:g}"
-            )
+            raise UserError(self._why_none(scored))
         return scored
+
+    def _why_none(self, scored: Sequence[ScoredRollout]) -> str:
+        """What to say where no answer could be judged."""
+        env, reward = self._config.env, self._config.reward
+        why = " ".join(scored[0].detail.split())
+        if all(item.status == ENV_ERROR for item in scored):
+            return (
+                f"env.name={env.name!r} failed in all of {len(scored)} conversations; the first: {why}; mend the "
+                f"environment, or raise env.time_limit={env.time_limit:g} or env.max_observation_tokens="
+                f"{env.max_observation_tokens}"
+            )
+        return (
+            f"reward.name={reward.name!r} judged none of {len(scored)} answers; the first: {scored[0].status}: {why}; "
+            f"mend the reward, or raise reward.time_limit={reward.time_limit:g}"
+        )
 
 
 def usable_groups(scored: Sequence[ScoredRollout], dynamic: DynamicSamplingConfig) -> frozenset[int]:

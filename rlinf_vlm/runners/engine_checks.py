@@ -43,9 +43,9 @@ def check_engine(config: Config, model: ModelFolder) -> None:
     longest, key = longest_sequence(config)
     if 0 < model.max_positions < longest and not os.environ.get(ANY_LENGTH):
         raise UserError(
-            f"data.max_prompt_length={config.data.max_prompt_length} and {key}={longest - _prompt(config)} make "
-            f"{longest} tokens, but {model.path} has positions for {model.max_positions} (max_position_embeddings); "
-            "lower one of them"
+            f"data.max_prompt_length={config.data.max_prompt_length} and {key}={_answer(config)[0]}{_room(config)} "
+            f"make {longest} tokens, but {model.path} has positions for {model.max_positions} "
+            "(max_position_embeddings); lower one of them"
         )
 
 
@@ -64,23 +64,32 @@ def check_cache(config: Config, model: ModelFolder, host_memory: int | None) -> 
     if given * GIB < needed:
         raise UserError(
             f"rollout.kv_cache_gib={given:g} is less than the {needed / GIB:.2g} GiB of one prompt and its answer, "
-            f"{longest} tokens (data.max_prompt_length + {key}); raise it"
+            f"{longest} tokens (data.max_prompt_length + {key}{_room(config)}); raise it"
         )
 
 
 def longest_sequence(config: Config) -> tuple[int, str]:
-    """Tokens of the longest prompt with the longest answer, and the key that bounds the answer."""
+    """Tokens of the longest conversation, and the key that bounds what is generated in it."""
+    answer, key = _answer(config)
+    return (config.data.max_prompt_length or 0) + answer + config.env.observation_room, key
+
+
+def _answer(config: Config) -> tuple[int, str]:
+    """Most tokens that are generated in a conversation, and the key that says so."""
     algorithm = config.algorithm
-    lengths = {
-        "algorithm.sampling_params.max_new_tokens": algorithm.sampling_params.max_new_tokens,
-        "algorithm.eval_sampling_params.max_new_tokens": algorithm.eval_sampling_params.max_new_tokens,
-    }
-    key = max(lengths, key=lambda name: lengths[name])
-    return _prompt(config) + lengths[key], key
+    return max(
+        (algorithm.sampling_params.max_new_tokens, "algorithm.sampling_params.max_new_tokens"),
+        (algorithm.eval_sampling_params.max_new_tokens, "algorithm.eval_sampling_params.max_new_tokens"),
+        key=lambda bound: bound[0],
+    )
 
 
-def _prompt(config: Config) -> int:
-    return config.data.max_prompt_length or 0
+def _room(config: Config) -> str:
+    """What observations add, for a message; "" where there are none."""
+    env = config.env
+    if not env.observation_room:
+        return ""
+    return f" and (env.max_turns - 1) x env.max_observation_tokens={env.observation_room}"
 
 
 def known_arguments() -> frozenset[str]:

@@ -36,14 +36,14 @@ def launch(config: Config, *, folder_is_new: bool = False) -> None:
     resumed = None if origin is None else origin.resumed
     if resumed is not None and folder_is_new:
         config = with_log_path(config, resumed.run_folder)
-    model, train_rows, eval_rows = check_config(config)
+    model, train_rows, eval_rows, test_rows = check_config(config)
     if resumed is not None:
         notes += check_same(config, resumed, train_rows)
         notes.append(f"goes on after {resumed.folder} in {config.runner.logger.log_path}")
     joins = bool(os.environ.get("RAY_ADDRESS")) and not config.runner.dry_run
 
     def plan_on(topology: Topology) -> Plan:
-        return make_plan(config, topology, model, train_rows, eval_rows, origin)
+        return make_plan(config, topology, model, train_rows, eval_rows, test_rows, origin)
 
     plan = None if joins else plan_on(local_topology(config))
     if plan is not None:

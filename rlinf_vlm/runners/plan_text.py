@@ -55,6 +55,7 @@ def _data(config: Config, plan: Plan) -> list[str]:
         f"kind        {data.dataset_name}, {data.num_workers} loading processes a rank, bad rows: {data.on_bad_row}",
         f"training    {rows(data.train_data_paths, plan.train_rows)}",
         f"evaluation  {rows(data.eval_data_paths, plan.eval_rows)}",
+        *([f"test        {rows(data.test_data_paths, plan.test_rows)}"] if data.test_data_paths is not None else []),
     ]
 
 
@@ -103,6 +104,7 @@ def _rollout(config: Config, rl: RlPlan) -> list[str]:
     else:
         params, evaluation = algorithm.sampling_params, algorithm.eval_sampling_params
         sampled = f"{evaluation.n} at temperature {evaluation.temperature:g}" if evaluation.n else "none sampled"
+        sampled += "".join(f"; {one.name}: {one.n} at {one.temperature:g}" for one in algorithm.eval_settings)
         source = [
             f"engines     {rl.engines} of {config.rollout.tensor_parallel_size} device(s), at most "
             f"{config.rollout.max_num_seqs} answers at once each; sleep {_word(rl.sleeps)} ({rl.reasons['sleep']})",

@@ -24,6 +24,7 @@ from rlinf_vlm.config.resolve import (
     Start,
     check_intervals,
     check_run_length,
+    check_task,
     resolve_batching,
     resolve_schedule,
     shard_size,
@@ -36,7 +37,8 @@ from rlinf_vlm.models.folder import ModelFolder, read_model_folder
 from rlinf_vlm.models.parts import LinearLayer, adapted_layers, adapter_size, count_trained
 from rlinf_vlm.runners.engine_checks import check_cache, check_engine, longest_sequence
 from rlinf_vlm.runners.resume import Origin
-from rlinf_vlm.runners.rl_plan import ACTOR, RlPlan, check_rl, place_components, plan_rl
+from rlinf_vlm.runners.rl_checks import check_rl
+from rlinf_vlm.runners.rl_plan import ACTOR, RlPlan, place_components, plan_rl
 from rlinf_vlm.tracking import check_backends
 from rlinf_vlm.types import UserError
 
@@ -66,20 +68,17 @@ class Plan:
     """The layers that get adapters, empty without LoRA; None: not known before loading."""
     train_rows: int | None
     eval_rows: int | None
+    test_rows: int | None
     origin: Origin | None
     """Where the weights come from; None: from the model folder."""
     rl: RlPlan | None = None
     """Of reinforcement learning alone."""
 
 
-def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
-    """All checks that do not need to know the machine. Returns the model folder and the row counts (None: unknown)."""
+def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None, int | None]:
+    """All checks that need no machine. The model folder; training, evaluation and test rows (None: unknown)."""
     check_intervals(config)
-    if config.runner.replay_rollouts is not None and not is_rl(config):
-        raise UserError(
-            f"runner.replay_rollouts={config.runner.replay_rollouts!r} is read by task_type=reasoning only; set it to "
-            "null"
-        )
+    check_task(config)
     if config.data.train_data_paths is not None:
         check_run_length(config.runner)
     check_backends(config.runner.logger.logger_backends)
@@ -98,7 +97,8 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None]:
     kind = make_kind(config.data)
     train_rows = inspect_paths(config.data.train_data_paths, "data.train_data_paths", kind)
     eval_rows = inspect_paths(config.data.eval_data_paths, "data.eval_data_paths", kind)
-    return model, train_rows, eval_rows
+    test_rows = inspect_paths(config.data.test_data_paths, "data.test_data_paths", kind)
+    return model, train_rows, eval_rows, test_rows
 
 
 def _check_family(model_type: str, model: ModelFolder) -> FamilySpec:
@@ -117,6 +117,7 @@ def make_plan(
     model: ModelFolder,
     train_rows: int | None,
     eval_rows: int | None,
+    test_rows: int | None = None,
     origin: Origin | None = None,
 ) -> Plan:
     """Placement and arithmetic on ``topology``."""
@@ -155,6 +156,7 @@ def make_plan(
         adapted=None if adapted is None else tuple(adapted),
         train_rows=train_rows,
         eval_rows=eval_rows,
+        test_rows=test_rows,
         origin=origin,
         rl=plan_rl(config, placements, schedule) if is_rl(config) else None,
     )
@@ -313,8 +315,7 @@ def _nvidia_smi(*arguments: str) -> list[str]:
 
 
 def _placement_rules(config: Config) -> dict[str, object]:
-    rules = config.cluster.component_placement
     return {
         key: {"node_group": rule.node_group, "placement": rule.placement} if isinstance(rule, GroupPlacement) else rule
-        for key, rule in rules.items()
+        for key, rule in config.cluster.component_placement.items()
     }

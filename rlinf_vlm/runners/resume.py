@@ -27,8 +27,10 @@ from rlinf_vlm.types import UserError
 
 AUTO = "auto"
 VERSIONED = ("torch", "transformers", "peft", "ray", "datasets")
-FREE_DATA = ("train_data_paths", "eval_data_paths", "num_workers", "lazy_loading", "on_bad_row")
+FREE_DATA = ("train_data_paths", "eval_data_paths", "test_data_paths", "num_workers", "lazy_loading", "on_bad_row")
 """Keys of ``data`` that a resumed run may change (of the training rows' paths, what they hold is compared)."""
+FREE_ALGORITHM = ("eval_sampling_params", "eval_settings", "reflection_words")
+"""Keys of ``algorithm`` that a resumed run may change: what is only measured."""
 FREE_MODEL = ("model_path", "attn_implementation", "trust_remote_code")
 """Keys of ``actor.model`` that a resumed run may change (of the folder, what it holds is compared)."""
 
@@ -114,7 +116,7 @@ def what_matters(config: Config, train_rows: int | None) -> dict[str, Any]:
     model = {name: value for name, value in actor["model"].items() if name not in FREE_MODEL + unread}
     trains_by: dict[str, Any] = {"actor.global_batch_size": actor["global_batch_size"]}
     if config.runner.task_type != "sft":
-        algorithm = {name: value for name, value in tree["algorithm"].items() if name != "eval_sampling_params"}
+        algorithm = {name: value for name, value in tree["algorithm"].items() if name not in FREE_ALGORITHM}
         # Options stay whole: taken apart, one that only one of the two has would be no difference.
         reward = {f"reward.{name}": tree["reward"][name] for name in ("name", "options")}
         trains_by = {**flat(algorithm, "algorithm."), **reward}

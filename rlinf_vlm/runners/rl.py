@@ -8,22 +8,25 @@ A step is one batch of prompts, each answered group_size times, and n_minibatche
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlinf_vlm.cluster.ray_cluster import Cluster
 from rlinf_vlm.cluster.worker_group import WorkerGroup, wait_all
 from rlinf_vlm.config.resolve import Schedule, Start, resolve_schedule
 from rlinf_vlm.config.schema import Config
-from rlinf_vlm.evaluation.answered import records_of, summarise
+from rlinf_vlm.evaluation.training import training_metrics
 from rlinf_vlm.rollout.batching import divide, judged, metrics, with_overlong
 from rlinf_vlm.rollout.files import FOLDER, forget_after, read_rollouts, write_rollouts
-from rlinf_vlm.rollout.records import PromptRef, ScoredRollout
-from rlinf_vlm.runners.collecting import Collected, Collector, PromptStream, sampling_seed, usable_groups
+from rlinf_vlm.rollout.records import Split
+from rlinf_vlm.rollout.trained import TrainedAnswer, write_trained
+from rlinf_vlm.runners.collecting import Collected, Collector, PromptStream, usable_groups
+from rlinf_vlm.runners.evaluating import evaluate_rows
 from rlinf_vlm.runners.preflight import Plan
 from rlinf_vlm.runners.resume import check_same, first_weights
-from rlinf_vlm.runners.rl_plan import ACTOR, REWARD, ROLLOUT, eval_samplings
+from rlinf_vlm.runners.rl_plan import ACTOR, REWARD, ROLLOUT
 from rlinf_vlm.runners.saving import Checkpoints
 from rlinf_vlm.runners.session import Clock, Session
 from rlinf_vlm.runners.weight_sync import WeightSync
@@ -44,7 +47,8 @@ class Engines:
 
     collector: Collector
     sync: WeightSync
-    eval_rows: int
+    rows: Mapping[Split, int]
+    """Of each split that there is."""
 
 
 def run(config: Config, plan: Plan, cluster: Cluster, session: Session) -> None:
@@ -56,11 +60,11 @@ def run(config: Config, plan: Plan, cluster: Cluster, session: Session) -> None:
     actor = cluster.launch(ACTOR, ACTOR_WORKER, settings)
     samples = config.runner.replay_rollouts is None
     rollout = cluster.launch(ROLLOUT, ROLLOUT_WORKER, {"config": config}, env=QUIET) if samples else None
-    facts = _load(actor, weights, rollout, session, plan)
+    facts, rows = _load(actor, weights, rollout, session, plan)
     engines = None
     if rollout is not None:
         reward = cluster.launch(REWARD, REWARD_WORKER, {"config": config})
-        engines = _engines(config, plan, actor, rollout, reward, facts)
+        engines = _engines(config, plan, actor, rollout, reward, rows)
     if config.data.train_data_paths is None:
         assert engines is not None, "an evaluation needs an engine: checked before"
         evaluate(engines, config, session, finished_steps=0 if origin is None else origin.step)
@@ -89,13 +93,16 @@ def train(
         session.say(f"finished: nothing is left to train after step {done}")
     evaluated = session.owes_evaluation(total) or (done == 0 and config.runner.val_check_interval > 0)
     if engines is not None and evaluated:
-        evaluate(engines, config, session, finished_steps=done)
+        evaluate(engines, config, session, finished_steps=done, epoch=cursor / schedule.train_rows)
     for step in session.steps(done, total):
         clock = Clock()
         collected, pushed = _answers(engines, config, session, step, cursor)
-        figures = train_step(actor, config, step, collected)
+        figures, trained = train_step(actor, config, step, collected)
+        if engines is not None:
+            write_trained(session.folder / FOLDER, done + 1, trained)
         cursor, done = collected.cursor, step + 1
         figures |= {**collected.metrics, "time/push": pushed, "time/step": clock.seconds()}
+        figures["train/epoch"] = cursor / schedule.train_rows
         session.log_step(step, figures, shown(figures))
         checkpoints.collect(done)
         if session.saves_after(step, total):
@@ -103,7 +110,7 @@ def train(
         if engines is not None and session.evaluates_after(step, total):
             if not evaluated:
                 checkpoints.finish(done)  # see ``sft.train``: a row that cannot be asked must not cost the training
-            evaluate(engines, config, session, finished_steps=done)
+            evaluate(engines, config, session, finished_steps=done, epoch=cursor / schedule.train_rows)
             evaluated = True
     if done < total and session.saves_after(done - 1, total):  # asked to stop while it evaluated
         checkpoints.save(done, cursor)
@@ -113,8 +120,10 @@ def train(
         raise RunStopped(f"after step {done} of {total}{unsaved}")
 
 
-def train_step(actor: WorkerGroup, config: Config, step: int, collected: Collected) -> dict[str, float]:
-    """The updates of one step on its usable answers; metrics of answers and training.
+def train_step(
+    actor: WorkerGroup, config: Config, step: int, collected: Collected
+) -> tuple[dict[str, float], list[TrainedAnswer]]:
+    """The updates of one step on its usable answers: metrics of answers and training, and what it made of each token.
 
     No update is made, and train/updates is 0, where dynamic sampling found no group that teaches anything.
     """
@@ -129,25 +138,32 @@ def train_step(actor: WorkerGroup, config: Config, step: int, collected: Collect
     limit = algorithm.sampling_params.max_new_tokens
     rewarded = with_overlong(used, limit, algorithm.overlong)
     answers, shares = divide(rewarded, world_size=actor.world_size, n_minibatches=algorithm.n_minibatches)
-    trained: dict[str, float] = actor.call_each("train_rollouts", [(step, answers, share) for share in shares])[0]
-    return {**metrics(with_overlong(collected.scored, limit, algorithm.overlong)), **trained}
+    ranks = actor.call_each("train_rollouts", [(step, answers, share) for share in shares])
+    figures = {
+        **metrics(with_overlong(collected.scored, limit, algorithm.overlong)),
+        **training_metrics(collected.scored, algorithm.reflection_words),
+        **ranks[0].metrics,
+    }
+    return figures, [answer for rank in ranks for answer in rank.answers]
 
 
-def evaluate(engines: Engines, config: Config, session: Session, *, finished_steps: int) -> None:
-    """Every evaluation row: a greedy answer, and sampled ones where they are asked for."""
-    clock = Clock()
+def evaluate(
+    engines: Engines, config: Config, session: Session, *, finished_steps: int, epoch: float | None = None
+) -> None:
+    """Every evaluation row, and every test row: a greedy answer, and sampled ones where they are asked for.
+
+    epoch: passes over the training rows by now, where that is known.
+    """
     engines.sync.push(finished_steps)
-    seed = config.actor.seed
-    prompts = [PromptRef(row=row, group=row, seed=sampling_seed(seed, row, "eval")) for row in range(engines.eval_rows)]
-    greedy, sampled = eval_samplings(config)
-    collector = engines.collector
-    first = collector.ask(prompts, greedy, evaluation=True)
-    said = collector.score(first.rollouts)
-    more: list[ScoredRollout] = []
-    if sampled is not None:
-        more = collector.score(collector.ask(prompts, sampled, evaluation=True).rollouts)
-    records = records_of(said, more, first.dropped)
-    session.log_evaluation(finished_steps, records, {**summarise(records), "time/eval": clock.seconds()})
+    taken = {} if epoch is None else {"train/epoch": epoch}
+    splits: tuple[Literal["eval", "test"], ...] = ("eval", "test")
+    found = {
+        split: evaluate_rows(engines.collector, config, split, engines.rows[split])
+        for split in splits
+        if split in engines.rows
+    }
+    for split, (records, figures) in found.items():  # after both: a run that is killed between repeats both
+        session.log_evaluation(finished_steps, records, {**figures, **taken}, split)
 
 
 def shown(figures: dict[str, float]) -> str:
@@ -163,8 +179,10 @@ def shown(figures: dict[str, float]) -> str:
     )
 
 
-def _load(actor: WorkerGroup, weights: str | None, rollout: WorkerGroup | None, session: Session, plan: Plan) -> Any:
-    """Both sides' models; the actor's facts."""
+def _load(
+    actor: WorkerGroup, weights: str | None, rollout: WorkerGroup | None, session: Session, plan: Plan
+) -> tuple[Any, Mapping[Split, int]]:
+    """Both sides' models; the actor's facts, and the rows of each split that the engines can be asked of."""
     loading = [actor.start("load", weights)]
     if rollout is not None:
         if plan.rl is not None and plan.rl.transport == "ipc":
@@ -174,22 +192,28 @@ def _load(actor: WorkerGroup, weights: str | None, rollout: WorkerGroup | None, 
     session.say(
         f"{facts.parameters:,} parameters, {facts.trained_parameters:,} trained; attention {facts.attention}; "
         f"{facts.train_rows:,} training rows, {facts.eval_rows:,} evaluation rows"
+        + "".join(f", {found.rows['test']:,} test rows" for found in engine[:1] if "test" in found.rows)
     )
     for found in engine:
         session.say(f"engine: {found}")
-    return facts
+    return facts, engine[0].rows if engine else {}
 
 
 def _engines(
-    config: Config, plan: Plan, actor: WorkerGroup, rollout: WorkerGroup, reward: WorkerGroup, facts: Any
+    config: Config,
+    plan: Plan,
+    actor: WorkerGroup,
+    rollout: WorkerGroup,
+    reward: WorkerGroup,
+    rows: Mapping[Split, int],
 ) -> Engines:
     assert plan.rl is not None, "made for task_type reasoning"
     size = max(1, len(plan.placements[1].processes[0].devices))
-    stream = PromptStream(config, max(1, facts.train_rows))
+    stream = PromptStream(config, max(1, rows.get("train", 0)))
     return Engines(
         collector=Collector(config, rollout, reward, stream),
         sync=WeightSync(actor, rollout, plan.rl, gpus_per_engine=size),
-        eval_rows=facts.eval_rows,
+        rows=rows,
     )
 
 

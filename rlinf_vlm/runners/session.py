@@ -1,6 +1,6 @@
 """The run folder and the steps of a run: when to evaluate, when to save, where metrics go.
 
-    logs/<time>/  config.yaml  plan.txt  run.log  metrics.jsonl  tensorboard/  eval/step_N.jsonl
+    logs/<time>/  config.yaml  plan.txt  run.log  metrics.jsonl  tensorboard/  eval/step_N.jsonl  eval/test_step_N.jsonl
                   <experiment_name>/checkpoints/global_step_N/
                   config.2.yaml  plan.2.txt  run.2.log          of the second start in the folder, and so on
 
@@ -22,6 +22,8 @@ import yaml
 
 from rlinf_vlm.checkpoints import Checkpoint
 from rlinf_vlm.config.schema import Config, RunnerConfig
+from rlinf_vlm.evaluation.behaviour import BEHAVIOUR
+from rlinf_vlm.evaluation.files import evaluation_file
 from rlinf_vlm.runners.resume import AUTO
 from rlinf_vlm.runners.run_folder import history, numbered
 from rlinf_vlm.runners.stopping import GracefulStop
@@ -137,25 +139,29 @@ class Session:
         step = self._resumed_step
         return step is not None and owes_evaluation(self._runner, self.folder, step, total)
 
-    def log_evaluation(self, finished_steps: int, records: Sequence[RowRecord], metrics: Mapping[str, float]) -> None:
+    def log_evaluation(
+        self, finished_steps: int, records: Sequence[RowRecord], metrics: Mapping[str, float], split: str = "eval"
+    ) -> None:
         """Writes one line a row and logs the summary, after ``finished_steps`` optimizer steps.
 
-        Raises UserError when no row could be used (eval/samples).
+        split: what was evaluated, the evaluation rows or the test rows; their metrics begin with it. Raises UserError
+        when no row could be used (eval/samples).
         """
-        folder = self.folder / "eval"
-        folder.mkdir(exist_ok=True)
-        with (folder / f"step_{finished_steps}.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file_of_rows = evaluation_file(self.folder, split, finished_steps)
+        file_of_rows.parent.mkdir(exist_ok=True)
+        with file_of_rows.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for record in sorted(records, key=lambda record: record.row):
                 file.write(json.dumps(record.as_json(), ensure_ascii=False) + "\n")
-        if not metrics["eval/samples"]:
-            raise UserError(f"none of the {len(records)} evaluation rows can be used ({records[0].error})")
+        noun = {"eval": "evaluation"}.get(split, split)
+        if not metrics[f"{split}/samples"]:
+            raise UserError(f"none of the {len(records)} {noun} rows can be used ({records[0].error})")
         self._log(finished_steps, metrics)
         shown = "  ".join(
             f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
             for name, value in metrics.items()
-            if not name.endswith(("_low", "_high"))  # bounds are for the curves
+            if not name.endswith(("_low", "_high", *BEHAVIOUR))  # bounds and the like are for the curves
         )
-        self.say(f"evaluation after step {finished_steps}: {shown}")
+        self.say(f"{noun} after step {finished_steps}: {shown}")
 
     def log_saving(self, finished_steps: int, seconds: float) -> None:
         """Records how long the training waited for a checkpoint to begin."""

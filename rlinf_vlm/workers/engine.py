@@ -1,6 +1,6 @@
 """vLLM behind plain calls: prompts in, tokens with log-probabilities out; weights in, caches empty.
 
-    Prompt --submit--> Future[Answered]        all in flight at once; the engine batches them as they come and go
+    Prompt --answer--> Answered        all in flight at once; the engine batches them as they come and go
     begin_push -> receive (a bucket each) -> finish_push
 
 The engine runs in processes of its own, children of this one and in its process group; a thread runs their event loop
@@ -69,20 +69,14 @@ SLEEP_LEVEL = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One answer. token_ids [L], logprobs [L]: of each token, of the distribution that it was drawn from."""
+class Answered:
+    """One answer. seen_ids: of the prompt, as the engine saw them, image tokens expanded; token_ids [L], logprobs [L]:
+    of each token, of the distribution that it was drawn from."""
 
+    seen_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """The answers to a prompt, and the prompt's ids as the engine saw them, image tokens expanded."""
-
-    seen_ids: tuple[int, ...]
-    completions: tuple[Completion, ...]
 
 
 class Engine:
@@ -146,13 +140,29 @@ class Engine:
         cache = self._llm.vllm_config.cache_config
         return int(cache.num_gpu_blocks or 0) * int(cache.block_size)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, seed: int) -> concurrent.futures.Future[Answered]:
-        """Begins to answer ``prompt`` ``sampling.n`` times; answer i is seeded with ``seed`` + i."""
+    async def answer(self, prompt: Prompt, sampling: Sampling, *, seed: int, max_new_tokens: int) -> Answered:
+        """One answer to ``prompt`` of at most ``max_new_tokens``, ``sampling``'s own number and limit not being read.
+
+        Awaited on the caller's event loop; cancelled, it is taken from the engine. Raises RuntimeError when the engine
+        has no weights, or died.
+        """
         if not self._is_filled:
             raise RuntimeError("the engine has no weights: push them first")
-        return self._start(self._answered(prompt, sampling, seed))
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-    def result(self, future: concurrent.futures.Future[T]) -> T:
+        waiting = asyncio.wrap_future(self._start(self._answered(prompt, sampling, seed, max_new_tokens)))
+        try:
+            while not waiting.done():
+                await asyncio.wait({waiting}, timeout=POLL_S)
+                if not waiting.done() and self._llm is not None and self._llm.errored:
+                    raise RuntimeError(DEAD)
+            return waiting.result()
+        except EngineDeadError as error:
+            raise RuntimeError(DEAD) from error
+        finally:
+            waiting.cancel()
+
+    def _wait(self, future: concurrent.futures.Future[T]) -> T:
         """What ``future`` comes to. Raises RuntimeError when the engine died."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -168,20 +178,18 @@ class Engine:
                     future.cancel()
                     raise RuntimeError(DEAD) from None
 
-    async def _answered(self, prompt: Prompt, sampling: Sampling, seed: int) -> Answered:
+    async def _answered(self, prompt: Prompt, sampling: Sampling, seed: int, max_new_tokens: int) -> Answered:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        greedy = sampling.temperature == 0
         request: dict[str, Any] = {"prompt_token_ids": list(prompt.token_ids)}
         if prompt.images:
             request["multi_modal_data"] = {"image": list(prompt.images)}
         settings = SamplingParams(
-            n=1 if greedy else sampling.n,  # vLLM refuses to be greedy several times
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens,
+            max_tokens=max_new_tokens,
             seed=seed,
             logprobs=0,
             logit_bias=self._banned,
@@ -191,10 +199,15 @@ class Engine:
         )
         outputs = self._llm.generate(request, settings, str(next(self._requests)))
         (output,) = [output async for output in outputs]
-        completions = tuple(_completion(one) for one in output.outputs)
+        (said,) = output.outputs
+        if said.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"the engine ended an answer for the reason {said.finish_reason!r}")
+        chosen = zip(said.token_ids, said.logprobs or (), strict=True)
         return Answered(
             seen_ids=tuple(output.prompt_token_ids),
-            completions=completions * sampling.n if greedy else completions,
+            token_ids=tuple(said.token_ids),
+            logprobs=tuple(float(found[token].logprob) for token, found in chosen),
+            finish_reason=cast(FinishReason, said.finish_reason),
         )
 
     def open_push(self, settings: PushSettings) -> None:
@@ -267,7 +280,7 @@ class Engine:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self.result(self._start(coroutine))
+        return self._wait(self._start(coroutine))
 
 
 DEAD = "the engine's process has died; its own last words are in the log above, or the system was out of memory"
@@ -282,18 +295,6 @@ def _set_environment(*, on_gpu: bool, num_threads: int) -> None:
         os.environ.setdefault(name, value)
     # It warns while it is imported, before it has read its level.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
-
-
-def _completion(output: Any) -> Completion:
-    if output.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"the engine ended an answer for the reason {output.finish_reason!r}")
-    ids = tuple(output.token_ids)
-    chosen = zip(ids, output.logprobs or (), strict=True)
-    return Completion(
-        token_ids=ids,
-        logprobs=tuple(float(found[token].logprob) for token, found in chosen),
-        finish_reason=cast(FinishReason, output.finish_reason),
-    )
 
 
 def _one_line(error: BaseException) -> str:

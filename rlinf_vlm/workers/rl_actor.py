@@ -2,6 +2,7 @@
 
     StepAnswers + RankShare -> micro-batches -> [log-probabilities before the step, of the reference] -> advantages
     -> for each mini-batch: passes -> loss -> gradient, reduced once -> AdamW
+    -> TrainedStep: metrics, and what was made of each token, for the record
 
 The policy that is trained is the one that was sampled from: logits over the sampling temperature, and without the ids
 that no engine may sample. Every rank makes the same passes in the same order, as in supervised fine-tuning. Nothing is
@@ -24,13 +25,14 @@ from rlinf_vlm.data.loader import RankStep
 from rlinf_vlm.distributed.collectives import all_max, all_sum, sum_over_ranks
 from rlinf_vlm.models.transfer import copy_to
 from rlinf_vlm.rollout.records import RankShare, StepAnswers
+from rlinf_vlm.rollout.trained import TrainedStep
 from rlinf_vlm.types import LogitView, PushSettings, TokenScores, UserError, WeightBucket
 from rlinf_vlm.workers.actor import ActorWorker
 from rlinf_vlm.workers.meter import Phases, StepMeter
 from rlinf_vlm.workers.model import Policy, to_device
 from rlinf_vlm.workers.pushing import WeightSender
 from rlinf_vlm.workers.reference import Reference, scoring
-from rlinf_vlm.workers.rl_batch import AnswerBatch, empty_answers
+from rlinf_vlm.workers.rl_batch import AnswerBatch, empty_answers, trained_answers
 from rlinf_vlm.workers.rl_loss import AnswerTokens, BatchLoss, Objective, token_metrics
 
 MAX_LOGPROB_GAP = {"fp32": 0.05, "bf16": 0.2}
@@ -47,6 +49,8 @@ class _Totals:
     loss: torch.Tensor | float = 0.0
     grad_norms: list[float] = field(default_factory=list)
     rate: float = 0.0
+    before: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """(places, log-probabilities before the step) of each micro-batch that was trained on."""
 
     def add(self, found: BatchLoss, tokens: int) -> None:
         for name, value in found.sums.items():
@@ -105,8 +109,8 @@ class RLActor(ActorWorker):
                 policy=self.policy,
             )
 
-    def train_rollouts(self, step: int, answers: StepAnswers, share: RankShare) -> dict[str, float]:
-        """All updates of a step on its answers; returns its metrics, the same on every rank.
+    def train_rollouts(self, step: int, answers: StepAnswers, share: RankShare) -> TrainedStep:
+        """All updates of a step on its answers.
 
         UserError when the engine's log-probabilities are too far from the trainer's, when the gradient is not finite,
         and for rows that are not what was answered; a mini-batch without tokens to learn from is no update.
@@ -121,7 +125,8 @@ class RLActor(ActorWorker):
             for number, denominator in enumerate(denominators):
                 if denominator:
                     self._update_on(step, number, work, denominator, totals)
-        return self._metrics(share, work, totals, denominators, meter, phases)
+        metrics = self._metrics(share, work, totals, denominators, meter, phases)
+        return TrainedStep(metrics=metrics, answers=trained_answers(answers, share, work.advantages, totals.before))
 
     def open_push(self, settings: PushSettings) -> None:
         """Connects to the engines; for nccl, rank 0 waits until all of them have come."""
@@ -211,7 +216,10 @@ class RLActor(ActorWorker):
         part = work.minibatches[number]
         for index, batch in enumerate(part):
             scores = self.policy(to_device(batch.micro_batch, self.device), view)
-            found = self._objective.loss(self._tokens(work, number, index, scores), denominator)
+            tokens = self._tokens(work, number, index, scores)
+            found = self._objective.loss(tokens, denominator)
+            before = scores.logprobs.detach() if tokens.old_logprobs is None else tokens.old_logprobs
+            totals.before.append((batch.places, before))
             self.policy.sharded.backward(found.loss, is_last=index == len(part) - 1)
             totals.add(found, batch.micro_batch.num_supervised)
         if not totals.grad_norms:  # what was summed so far is of the weights that sampled

@@ -21,8 +21,9 @@ import torch
 from rlinf_vlm.data.loader import StepCollator
 from rlinf_vlm.data.packing import collate, empty_micro_batch
 from rlinf_vlm.data.reading import BadRow, RowReader
-from rlinf_vlm.data.rendering import PositionFn
+from rlinf_vlm.data.rendering import Renderer
 from rlinf_vlm.rollout.records import RankShare, Rollout, StepAnswers, check_same_prompt
+from rlinf_vlm.rollout.trained import TrainedAnswer, answers_of
 from rlinf_vlm.types import IGNORE_INDEX, MicroBatch, RowError, Sample, UserError
 
 
@@ -92,7 +93,7 @@ class AnsweredFeed:
                     raise ValueError(f"answer {place} of the step has not {len(rollout.token_ids)} tokens")
                 _check_answer(rollout, banned)
                 if rollout.token_ids:
-                    sample = answer_sample(prompts[rollout.row], rollout, self._readers[0].renderer.positions)
+                    sample = answer_sample(prompts[rollout.row], rollout, self._readers[0].renderer)
                     placed.append(_Placed(sample=sample, rollout=rollout, first_token=first_tokens[place]))
             found.append(self._divided(placed, skip_truncated))
         return found
@@ -145,22 +146,61 @@ class AnsweredFeed:
         return found
 
 
-def answer_sample(prompt: Sample, rollout: Rollout, positions: PositionFn) -> Sample:
-    """``prompt``, as rendered, with the ids of ``rollout`` after it, which are what is supervised.
+def answer_sample(prompt: Sample, rollout: Rollout, renderer: Renderer) -> Sample:
+    """``prompt``, as rendered, with the turns of ``rollout`` after it. What the policy generated is supervised, in
+    every turn; what it was told is not.
 
-    Raises UserError unless it is the prompt that was answered.
+    Raises UserError unless it is the prompt that was answered, and its observations' pictures have as many tokens here.
     """
     check_same_prompt(rollout, prompt.input_ids.tolist())
-    answer = torch.tensor(rollout.token_ids, dtype=torch.int64)
-    input_ids = torch.cat([prompt.input_ids, answer])
+    kept = prompt.input_ids[: rollout.prompt_length]
+    ids, labels = [kept], [torch.full_like(kept, IGNORE_INDEX)]
+    images = list(prompt.images)
+    for turn in rollout.turns:
+        told = torch.tensor(turn.context_ids, dtype=torch.int64)
+        said = torch.tensor(turn.token_ids, dtype=torch.int64)
+        ids += [told, said]
+        labels += [torch.full_like(told, IGNORE_INDEX), said]
+        shown = [renderer.images(content, None) for content in turn.images]
+        features, tokens = sum(image.num_features for image in shown), int((told == renderer.images.token_id).sum())
+        if features != tokens:
+            raise UserError(
+                f"row {rollout.row}: the pictures of an observation have {features} tokens here and {tokens} where it "
+                "was shown; data.min_pixels, data.max_pixels or the model have changed since: use those that the "
+                "rollouts were made with"
+            )
+        images += shown
+    input_ids = torch.cat(ids)
     return Sample(
         row=prompt.row,
         input_ids=input_ids,
-        labels=torch.cat([torch.full_like(prompt.input_ids, IGNORE_INDEX), answer]),
-        position_ids=positions(input_ids, prompt.images),
-        images=prompt.images,
-        prompt_length=len(prompt.input_ids),
+        labels=torch.cat(labels),
+        position_ids=renderer.positions(input_ids, images),
+        images=tuple(images),
+        prompt_length=len(kept),
     )
+
+
+def trained_answers(
+    answers: StepAnswers,
+    share: RankShare,
+    advantages: torch.Tensor,
+    before: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[TrainedAnswer, ...]:
+    """What a rank's training made of its answers; those whose mini-batch was no update are left out.
+
+    advantages [N]: of all tokens of the step; before: (places, log-probabilities) of each micro-batch.
+    """
+    logprobs = torch.full((sum(answers.lengths),), torch.nan)
+    for places, values in before:
+        logprobs[places] = values.float().cpu()
+    first_tokens = list(accumulate(answers.lengths, initial=0))
+    found: list[TrainedAnswer] = []
+    for part, first in zip(share.minibatches, share.places, strict=True):
+        own = slice(first_tokens[first], first_tokens[first + len(part)])
+        if not logprobs[own].isnan().any():
+            found += answers_of(part, advantages[own].tolist(), logprobs[own].tolist())
+    return tuple(found)
 
 
 def _answer_batch(batch: MicroBatch, chosen: Sequence[_Placed], skip_truncated: bool) -> AnswerBatch:

@@ -1,50 +1,54 @@
 """The rollout worker: one engine that answers rows of the run's data with the weights that were last pushed to it.
 
-    PromptRef -> PromptReader (row, rendered as the trainer renders it) -> Engine -> Answers
+    PromptRef -> PromptReader (row, rendered as the trainer renders it) -> ``converse``: Engine and environment in turn
+    -> Answers
 
-Token in, token out: the engine is given ids and pictures, and must have seen the ids that the trainer will see; what it
-says is handed on as ids with their log-probabilities. A plain class: the worker group builds it in a process. Does not
-score, and decides nothing about which prompts are asked or when weights come.
+Token in, token out: the engine is given ids and pictures, and must have seen the ids that the trainer will see, in
+every turn; what it says is handed on as ids with their log-probabilities. All conversations are under way at once. A
+plain class: the worker group builds it in a process. Does not score, and decides nothing about which prompts are asked
+or when weights come.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from rlinf_vlm.config.rl import EnvConfig
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.kinds import make_kind
 from rlinf_vlm.data.reading import BadRow
 from rlinf_vlm.data.rendering import Renderer
 from rlinf_vlm.data.sources import open_table
-from rlinf_vlm.rollout.prompts import Prompt, PromptReader, banned_ids
-from rlinf_vlm.rollout.records import Answers, DroppedPrompt, PromptRef, Rollout, Sampling, digest
+from rlinf_vlm.data.turns import TurnRenderer
+from rlinf_vlm.envs import find_builder
+from rlinf_vlm.envs.protocol import EnvSample
+from rlinf_vlm.rollout.converse import TurnLimits, converse
+from rlinf_vlm.rollout.dialogue import Dialogue, ObservationLimits, Said
+from rlinf_vlm.rollout.prompts import Prompt, PromptReader, RowPrompt, banned_ids
+from rlinf_vlm.rollout.records import Answers, DroppedPrompt, PromptRef, Rollout, Sampling, Split
 from rlinf_vlm.types import PushSettings, RankContext, UserError, WeightBucket
-from rlinf_vlm.workers.engine import Answered, Engine
+from rlinf_vlm.workers.engine import Engine
+from rlinf_vlm.workers.engine_settings import engine_arguments, pixel_options
 from rlinf_vlm.workers.feed import open_processor, render_options
 from rlinf_vlm.workers.model import position_builder
 
-ENGINE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-RECEIVER = "rlinf_vlm.workers.engine_weights.PushReceiver"
-"""What vLLM's worker class is extended by, in vLLM's notation."""
 SEED_BITS = 62
-CPU_BATCHED_TOKENS = 8192
-"""Tokens that an engine on a CPU computes at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutFacts:
-    """What is known once data and engine are loaded. Lengths and kv_cache_tokens count tokens."""
+    """What is known once data and engine are loaded. rows: of each split that there is; lengths and kv_cache_tokens
+    count tokens."""
 
-    train_rows: int
-    eval_rows: int
+    rows: Mapping[Split, int]
     max_model_len: int
     kv_cache_tokens: int
     seconds: float
@@ -80,8 +84,18 @@ class RolloutWorker:
         options = render_options(self.config, training=False, budget=None)
         renderer = Renderer(processor, position_builder(model), options)
         end_of_turn = renderer.check_template()
-        self._train = self._open(renderer, data.train_data_paths, "data.train_data_paths")
-        self._eval = self._open(renderer, data.eval_data_paths, "data.eval_data_paths")
+        self._turn_renderer = TurnRenderer(renderer)
+        self._process = lambda content: renderer.images(content, None)
+        self._longest_token = max(map(len, self._tokenizer.get_vocab()))
+        self._observation_limits = ObservationLimits(
+            prompt_tokens=data.max_prompt_length or 0, observation_tokens=self.config.env.max_observation_tokens
+        )
+        self._build_env = find_builder(self.config.env.name)
+        self._rows: dict[Split, PromptReader | None] = {
+            "train": self._open(renderer, data.train_data_paths, "data.train_data_paths"),
+            "eval": self._open(renderer, data.eval_data_paths, "data.eval_data_paths"),
+            "test": self._open(renderer, data.test_data_paths, "data.test_data_paths"),
+        }
         arguments = engine_arguments(self.config, pixel_options(self.config, processor), on_gpu=self._on_gpu)
         self._engine = Engine(
             arguments,
@@ -91,36 +105,19 @@ class RolloutWorker:
             num_threads=self.context.num_threads,
         )
         return RolloutFacts(
-            train_rows=0 if self._train is None else len(self._train),
-            eval_rows=0 if self._eval is None else len(self._eval),
+            rows={split: len(reader) for split, reader in self._rows.items() if reader is not None},
             max_model_len=int(arguments["max_model_len"]),
             kv_cache_tokens=self._engine.kv_cache_tokens,
             seconds=time.perf_counter() - started,
         )
 
-    def generate(self, prompts: Sequence[PromptRef], sampling: Sampling, evaluation: bool) -> Answers:
-        """Answers to ``prompts``, which are rows of the evaluation or of the training data, in their order.
+    def generate(self, prompts: Sequence[PromptRef], sampling: Sampling, split: Split) -> Answers:
+        """``sampling.n`` answers to each of ``prompts``, which are rows of the ``split``, in their order.
 
-        All are in the engine at once. A row that cannot be used is dropped, or with data.on_bad_row=error a UserError.
+        A row that cannot be used is dropped, or with data.on_bad_row=error a UserError.
         """
         started = time.perf_counter()
-        reader = self._eval if evaluation else self._train
-        assert reader is not None, "rows are asked of data that there are"
-        dropped: list[DroppedPrompt] = []
-        asked: list[tuple[PromptRef, Prompt, Future[Answered]]] = []
-        rollouts: list[Rollout] = []
-        try:
-            for ref in prompts:  # the engine is at work while the next rows are rendered
-                prompt = reader[ref.row]
-                if isinstance(prompt, BadRow):
-                    dropped.append(self._dropped(ref, prompt))
-                else:
-                    asked.append((ref, prompt, self.engine.submit(prompt, sampling, answer_seed(ref.seed))))
-            for ref, prompt, future in asked:
-                rollouts += self._rollouts(ref, prompt, self.engine.result(future))
-        finally:
-            for _, _, future in asked:
-                future.cancel()  # after an error; those that are done stay as they are
+        rollouts, dropped = asyncio.run(self._answers(prompts, sampling, split))
         return Answers(rollouts=tuple(rollouts), dropped=tuple(dropped), seconds=time.perf_counter() - started)
 
     def open_push(self, settings: PushSettings) -> None:
@@ -163,38 +160,106 @@ class RolloutWorker:
         rows = open_table(paths, key, columns=[column for _, column in kind.required_columns()])
         return PromptReader(rows, kind, renderer)
 
+    async def _answers(
+        self, prompts: Sequence[PromptRef], sampling: Sampling, split: Split
+    ) -> tuple[list[Rollout], list[DroppedPrompt]]:
+        reader = self._rows[split]
+        assert reader is not None, "rows are asked of data that there are"
+        dropped: list[DroppedPrompt] = []
+        tasks: list[asyncio.Task[Rollout]] = []
+        try:
+            for ref in prompts:  # the engine is at work while the next rows are rendered
+                asked = reader[ref.row]
+                if isinstance(asked, BadRow):
+                    dropped.append(self._dropped(ref, asked))
+                    continue
+                for member in range(sampling.n):
+                    tasks.append(asyncio.create_task(self._converse(ref, member, asked, sampling, split)))
+                await asyncio.sleep(0)
+            return list(await asyncio.gather(*tasks)), dropped
+        finally:
+            for task in tasks:
+                task.cancel()  # after an error; those that are done stay as they are
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _converse(
+        self, ref: PromptRef, member: int, asked: RowPrompt, sampling: Sampling, split: Split
+    ) -> Rollout:
+        """One answer. UserError where the engine saw other ids than the trainer."""
+        assert self._version is not None, "an engine that answers has been pushed to"
+        row, config = asked.conversation, self.config
+        dialogue = Dialogue(asked, self._turn_renderer, self._process, self._observation_limits, self._longest_token)
+        seed = answer_seed(ref.seed) + member
+
+        async def speak(prompt: Prompt, turn: int, max_new_tokens: int) -> Said:
+            answered = await self.engine.answer(
+                prompt, sampling, seed=turn_seed(seed, turn), max_new_tokens=max_new_tokens
+            )
+            _check_seen(ref.row, turn, answered.seen_ids, prompt.seen_ids)
+            return Said(
+                token_ids=answered.token_ids,
+                logprobs=answered.logprobs,
+                text=self._tokenizer.decode(answered.token_ids, skip_special_tokens=True),
+                finish_reason=answered.finish_reason,
+            )
+
+        sample = EnvSample(
+            row=ref.row,
+            question=row.question,
+            answer=row.answer,
+            choices=row.choices,
+            images=asked.prompt.images,
+            evaluation=split != "train",
+        )
+        ended = await converse(
+            dialogue, self._build_env, sample, env_options(config.env, split), speak, turn_limits(config, sampling)
+        )
+        return Rollout(
+            row=ref.row,
+            group=ref.group,
+            member=member,
+            prompt_length=dialogue.prompt_length,
+            prompt_digest=dialogue.prompt_digest,
+            turns=dialogue.turns,
+            outcome=ended.outcome,
+            outcome_detail=ended.detail,
+            env_info=ended.info,
+            version=self._version,
+            question=row.question,
+            answer=row.answer,
+            choices=row.choices,
+        )
+
     def _dropped(self, ref: PromptRef, bad: BadRow) -> DroppedPrompt:
         if self.config.data.on_bad_row == "error":
             raise UserError(f"{bad.reason}; mend the row, or set data.on_bad_row=drop to leave such rows out")
         return DroppedPrompt(row=ref.row, group=ref.group, reason=bad.reason)
 
-    def _rollouts(self, ref: PromptRef, prompt: Prompt, answered: Answered) -> list[Rollout]:
-        """The answers to one prompt. UserError where the engine saw another prompt than the trainer."""
-        if answered.seen_ids != prompt.seen_ids:
-            raise UserError(
-                f"row {ref.row}: the engine made {len(answered.seen_ids)} tokens of the prompt, the trainer "
-                f"{len(prompt.seen_ids)}, or other ones: they process images differently; set "
-                "rollout.mm_processor_kwargs=null, and bound images by data.min_pixels and data.max_pixels"
-            )
-        assert self._version is not None, "an engine that answers has been pushed to"
-        texts = self._tokenizer.batch_decode([one.token_ids for one in answered.completions], skip_special_tokens=True)
-        return [
-            Rollout(
-                row=ref.row,
-                group=ref.group,
-                member=member,
-                prompt_length=len(prompt.seen_ids),
-                prompt_digest=digest(prompt.seen_ids),
-                token_ids=one.token_ids,
-                logprobs=one.logprobs,
-                text=text,
-                finish_reason=one.finish_reason,
-                version=self._version,
-                question=prompt.question,
-                answer=prompt.answer,
-            )
-            for member, (one, text) in enumerate(zip(answered.completions, texts, strict=True))
-        ]
+
+def _check_seen(row: int, turn: int, engine_ids: Sequence[int], trainer_ids: Sequence[int]) -> None:
+    """UserError where the engine saw another prompt than the trainer."""
+    if engine_ids != trainer_ids:
+        raise UserError(
+            f"row {row}, turn {turn + 1}: the engine made {len(engine_ids)} tokens of what it was asked, the trainer "
+            f"{len(trainer_ids)}, or other ones: they process images differently; set "
+            "rollout.mm_processor_kwargs=null, and bound images by data.min_pixels and data.max_pixels"
+        )
+
+
+def turn_limits(config: Config, sampling: Sampling) -> TurnLimits:
+    """What a conversation may take."""
+    env = config.env
+    return TurnLimits(
+        max_turns=env.max_turns,
+        turn_tokens=env.max_new_tokens or sampling.max_new_tokens,
+        conversation_tokens=sampling.max_new_tokens,
+        seconds=env.time_limit,
+    )
+
+
+def env_options(env: EnvConfig, split: Split) -> dict[str, Any]:
+    """The environment's arguments."""
+    return dict(env.options) if split == "train" else {**env.options, **env.eval_options}
 
 
 def answer_seed(seed: int) -> int:
@@ -202,54 +267,6 @@ def answer_seed(seed: int) -> int:
     return random.Random(seed).getrandbits(SEED_BITS)
 
 
-def pixel_options(config: Config, processor: Any) -> dict[str, Any] | None:
-    """The engine's image options: those of the config, or those that the trainer's ``processor`` has been set to."""
-    data = config.data
-    if config.rollout.mm_processor_kwargs is not None:
-        return dict(config.rollout.mm_processor_kwargs)
-    if data.min_pixels is None and data.max_pixels is None:
-        return None
-    size = dict(processor.image_processor.size)
-    return {"size": {edge: size[edge] for edge in ("shortest_edge", "longest_edge")}}
-
-
-def engine_arguments(config: Config, pixels: Mapping[str, Any] | None, *, on_gpu: bool) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs. Raises UserError when the prompts' length is not bounded."""
-    data, algorithm, rollout, actor = config.data, config.algorithm, config.rollout, config.actor
-    if data.max_prompt_length is None:
-        raise UserError(
-            "data.max_prompt_length=null, but an engine has to know how long a prompt can be; set it to the tokens of "
-            "the longest one, image tokens included"
-        )
-    answer = max(algorithm.sampling_params.max_new_tokens, algorithm.eval_sampling_params.max_new_tokens)
-    dtype = actor.compute_dtype if rollout.dtype == "auto" else rollout.dtype
-    arguments: dict[str, Any] = {
-        "model": os.path.expanduser(actor.model.model_path),
-        "trust_remote_code": actor.model.trust_remote_code,
-        "load_format": "dummy",
-        "dtype": ENGINE_DTYPES[dtype],
-        "max_model_len": data.max_prompt_length + answer,
-        "max_num_seqs": rollout.max_num_seqs,
-        "tensor_parallel_size": rollout.tensor_parallel_size,
-        "enforce_eager": not on_gpu if rollout.enforce_eager == "auto" else rollout.enforce_eager,
-        "enable_prefix_caching": rollout.prefix_caching,
-        # An image takes a token at least, so no prompt that fits has more of them.
-        "limit_mm_per_prompt": {"image": data.max_prompt_length, "video": 0},
-        "logprobs_mode": "processed_logprobs",  # of the distribution that was drawn from
-        "generation_config": "vllm",  # not the model folder's, which may punish repetitions
-        "worker_extension_cls": RECEIVER,
-    }
-    if rollout.tensor_parallel_size > 1:
-        # Processes of its own: inside a worker vLLM would otherwise ask Ray for GPUs, which this worker has already.
-        arguments["distributed_executor_backend"] = "mp"
-    if pixels is not None:
-        arguments["mm_processor_kwargs"] = dict(pixels)
-    if on_gpu:
-        arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
-        arguments["enable_sleep_mode"] = rollout.sleep is not False
-    else:
-        arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
-        # A prompt that is computed in parts makes vLLM turn back its random generator, which a CPU's cannot.
-        arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, arguments["max_model_len"])
-    return {**arguments, **rollout.engine_kwargs}
+def turn_seed(seed: int, turn: int) -> int:
+    """The seed of turn ``turn`` of the answer with ``seed``; that of the first turn is the answer's own."""
+    return seed if turn == 0 else random.Random(f"{seed}:{turn}").getrandbits(SEED_BITS)

@@ -246,7 +246,10 @@ def degenerate(actor: Any, config: Config) -> bytes:
 
 
 def changed(item: ScoredRollout, **fields: Any) -> ScoredRollout:
-    return replace(item, rollout=replace(item.rollout, **fields))
+    """With other fields of the rollout, or of its one turn."""
+    (turn,) = item.rollout.turns
+    spoken = {name: fields.pop(name) for name in ("token_ids", "logprobs") if name in fields}
+    return replace(item, rollout=replace(item.rollout, turns=(replace(turn, **spoken),), **fields))
 
 
 def shifted(item: ScoredRollout, by: float) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ def dry(name: str, small_run: Path, *overrides: str) -> int:
         f"actor.model.model_path={small_run}/model",
         f"data.train_data_paths={small_run}/train",
         f"data.eval_data_paths={small_run}/test",
+        "data.test_data_paths=null",
         f"runner.logger.log_path={small_run}/log",
     ]
     return main(["--config-path", str(FOLDER), "--config-name", name, "runner.dry_run=true", *paths, *overrides])
@@ -27,6 +28,7 @@ def dry(name: str, small_run: Path, *overrides: str) -> int:
 def test_there_are_experiments_and_models():
     assert {"custom_sft_vlm", "robo2vlm_sft", "easy_vqa_choices", "geo3k_sft"} <= set(EXPERIMENTS)
     assert {"geo3k_grpo", "geometry_grpo", "geometry_warmup"} <= set(EXPERIMENTS)
+    assert {"geo3k_reinforce_pp", "geometry_reinforce_pp"} <= set(EXPERIMENTS)
     assert len(MODELS) == 5
 
 
@@ -34,9 +36,11 @@ def test_there_are_experiments_and_models():
 def test_every_experiment_is_planned(name, small_run, capsys):
     columns = ["data.dataset_name=robo2vlmsft", "data.choice_key=choices", "data.answer_key=correct_answer"]
     columns += ["data.messages_key=null", "data.image_keys=[image]", "data.prompt_key=question"]
-    assert dry(name, small_run, *columns) == 0, capsys.readouterr().err
+    slots = ["cluster.cpu_workers_per_node=8"] if name == "geo3k_reinforce_pp" else []  # actor: 0-6, rollout: 7
+    assert dry(name, small_run, *columns, *slots) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
-    step = "answers a step" if name.endswith("_grpo") else "samples a step"
+    task = compose_config(str(FOLDER), name, [])["runner"]["task_type"]
+    step = "answers a step" if task == "reasoning" else "samples a step"
     for part in ("Placement", "CPU slot 0", step, "learning rate", "Memory", "64 rows", "101 rows"):
         assert part in shown
     assert not (small_run / "log").exists(), "a dry run writes nothing"

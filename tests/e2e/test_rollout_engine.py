@@ -47,7 +47,7 @@ class Run:
         self.worker = make_worker(engine_config(folder))
         self.facts = self.worker.load()
         self.worker.open_push(PushSettings(transport="shm"))
-        self.prompts = {row: self.worker._train._reader.prompt(row) for row in USABLE}
+        self.prompts = {row: self.worker._rows["train"]._reader.prompt(row) for row in USABLE}
 
     def push(self, weights, version):
         push(self.worker, weights, version)
@@ -55,7 +55,7 @@ class Run:
 
     def ask(self, rows=USABLE, sampling=SAMPLED, evaluation=False, seed=0):
         refs = [PromptRef(row=row, group=100 + row, seed=seed + row) for row in rows]
-        return self.worker.generate(refs, sampling, evaluation)
+        return self.worker.generate(refs, sampling, "eval" if evaluation else "train")
 
     def gap(self, rollouts, temperature=1.0):
         model = self.folder / f"model_{time.monotonic_ns()}"
@@ -177,7 +177,7 @@ def test_rows_that_cannot_be_asked_are_dropped_with_their_place(run):
 def test_evaluation_rows_are_other_rows(run):
     (train, evaluation) = run.ask(rows=(3,)).rollouts[0], run.ask(rows=(6,), evaluation=True).rollouts[0]
     assert train.question == evaluation.question and train.prompt_digest == evaluation.prompt_digest
-    assert run.facts.train_rows == run.facts.eval_rows == 10
+    assert run.facts.rows == {"train": 10, "eval": 10}
     assert run.facts.max_model_len == 144 and run.facts.kv_cache_tokens > 10_000
 
 

@@ -22,14 +22,16 @@ MAY_IMPORT = {
     "algorithms": BASE,
     "evaluation": BASE | {"rewards", "rollout"},
     "rewards": BASE,
-    "rollout": BASE | {"data", "rewards"},
+    "envs": BASE | {"rewards"},
+    "rollout": BASE | {"data", "rewards", "envs"},
     "data": BASE,
     "models": BASE | {"algorithms"},
     "distributed": BASE,
     "cluster": BASE,
-    "workers": BASE | {"algorithms", "evaluation", "data", "models", "distributed", "rewards", "rollout", "workers"},
+    "workers": BASE
+    | {"algorithms", "evaluation", "data", "models", "distributed", "rewards", "rollout", "workers", "envs"},
     # What runners see of models and data is what loads no torch: families, folders, kinds, files.
-    "runners": BASE | {"evaluation", "cluster", "data", "models", "algorithms", "rewards", "rollout"},
+    "runners": BASE | {"evaluation", "cluster", "data", "models", "algorithms", "rewards", "rollout", "envs"},
 }
 HEAVY_ONLY_IN = {
     "ray": {"cluster/ray_cluster.py", "cluster/ray_nodes.py", "cluster/worker_group.py"},

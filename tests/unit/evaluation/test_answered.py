@@ -6,7 +6,7 @@ import pytest
 
 from rlinf_vlm.evaluation.answered import AnsweredRecord, records_of, summarise
 from rlinf_vlm.evaluation.intervals import bootstrap_interval, wilson_interval
-from rlinf_vlm.rollout.records import DroppedPrompt
+from rlinf_vlm.rollout.records import DroppedPrompt, Turn
 from tests.rollouts import scored
 
 
@@ -52,6 +52,8 @@ def test_the_summary_by_hand():
         "eval/reward_mean": 0.75,  # of those that were judged
         "eval/response_length": 4.0,
         "eval/truncated": 1 / 3,
+        "eval/repetition": 0.0,
+        "eval/repeating": 0.0,
         "eval/sampled_accuracy": (1 + 0.25 + 0) / 3,
         "eval/pass@1": (1 + 0.25 + 0) / 3,
         "eval/pass@2": (1 + 0.5 + 0) / 3,
@@ -130,10 +132,72 @@ def test_a_line_of_the_file():
         "status": "ok",
         "finish_reason": "stop",
         "num_tokens": 2,
+        "outcome": "completed",
     }
     assert len(sampled) == 4 and sampled[0]["text"] == "so \\boxed{5}" and sampled[0]["correct"] is True
     assert second["status"] == "timeout" and second["correct"] is False
     assert third == {"row": 2, "error": "a.parquet, row 2: too long"}
     (plain,) = records_of([scored(0, 0, 0.0, text="", parts={"math": 0.0})])
     assert plain.as_json()["prediction"] == "" and plain.as_json()["parts"] == {"math": 0.0}
-    assert "sampled" not in plain.as_json() and "detail" not in plain.as_json()
+    assert not {"sampled", "settings", "turns", "detail"} & plain.as_json().keys()
+
+
+def test_settings_have_figures_of_their_own():
+    """Rows 0 and 1; "high": four answers to each, 3 and 0 right; "low": one to each."""
+    high = [
+        scored(row, member, float(row == 0 and member < 3), length=4 + member, text="wait, wait" if member else "no")
+        for row in (1, 0)
+        for member in (3, 1, 0, 2)
+    ]
+    low = [scored(0, 0, 0.0, finish_reason="length"), scored(1, 0, status="died")]
+    records = records_of([scored(0, 0, 1.0, text="x"), scored(1, 0)], [], [], {"high": high, "low": low})
+    found = summarise(records, split="test", words=("wait",), setting_ks={"high": 3})
+    assert all(name.startswith("test/") for name in found)
+    assert found["test/samples"] == 2 and found["test/failed"] == 1 and found["test/accuracy"] == 0.5
+    assert found["test/reflection_ratio"] == 0.0 and "test/correct_ratio_in_reflection_texts" not in found
+    own = {name.removeprefix("test/high/"): value for name, value in found.items() if name.startswith("test/high/")}
+    accuracy_low, accuracy_high = bootstrap_interval([0.75, 0.0])
+    pass_low, pass_high = bootstrap_interval([1.0, 0.0])
+    assert own == pytest.approx(
+        {
+            "accuracy": 0.375,
+            "accuracy_low": accuracy_low,
+            "accuracy_high": accuracy_high,
+            "pass@3": 0.5,
+            "pass@3_low": pass_low,
+            "pass@3_high": pass_high,
+            "response_length": 5.5,
+            "truncated": 0.0,
+            "repetition": 0.0,
+            "repeating": 0.0,
+            "reflection_ratio": 6 / 8,
+            "reflection_ratio_in_correct_answers": 2 / 3,
+            "reflection_ratio_in_incorrect_answers": 4 / 5,
+            "correct_ratio_in_reflection_texts": 2 / 6,
+            "correct_ratio_in_no_reflection_texts": 1 / 2,
+        }
+    )
+    assert found["test/low/pass@1"] == 0.0 and found["test/low/truncated"] == 0.5
+    every = summarise(records, setting_ks={"high": None})
+    assert {"eval/high/pass@1", "eval/high/pass@2", "eval/high/pass@4", "eval/low/pass@1"} <= every.keys()
+    line = records[0].as_json()
+    assert list(line["settings"]) == ["high", "low"] and [one["num_tokens"] for one in line["settings"]["high"]] == [
+        4,
+        5,
+        6,
+        7,
+    ]
+    with pytest.raises(ValueError, match=r"rows \[7\] have sampled answers and no greedy one"):
+        records_of([scored(0)], [], [], {"high": [scored(0), scored(7)]})
+
+
+def test_a_conversation_is_told_turn_by_turn():
+    turns = (
+        Turn(token_ids=(1, 2), logprobs=(0.0, 0.0), text="look", finish_reason="stop"),
+        Turn(observation="a cat", token_ids=(3,), logprobs=(0.0,), text="5", finish_reason="stop"),
+    )
+    told = records_of([scored(0, 0, 1.0, turns=turns, outcome="max_turns"), scored(1)])
+    first = told[0].as_json()
+    assert first["prediction"] == "look\n5" and first["num_tokens"] == 3 and first["outcome"] == "max_turns"
+    assert first["turns"] == ({"observation": "", "text": "look"}, {"observation": "a cat", "text": "5"})
+    assert summarise(told)["eval/max_turns"] == 0.5 and "eval/env_error" not in summarise(told)

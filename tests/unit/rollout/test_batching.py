@@ -11,7 +11,7 @@ from rlinf_vlm.algorithms.filtering import informative, overlong_penalty
 from rlinf_vlm.config.rl import OverlongConfig
 from rlinf_vlm.rollout.batching import divide, informative_groups, judged, metrics, with_overlong
 from rlinf_vlm.types import UserError
-from tests.rollouts import scored
+from tests.rollouts import rollout, scored
 
 
 def a_step(groups: int, *, members: int = 4, seed: int = 0):
@@ -167,13 +167,33 @@ def test_metrics_by_hand():
             "rollout/form": 0.0,
             "rollout/response_length": 5.0,
             "rollout/response_length_max": 8,
+            "rollout/completed": 0.6,
             "rollout/truncated": 0.4,
+            "rollout/max_turns": 0.0,
+            "rollout/env_error": 0.0,
+            "rollout/env_close_errors": 0,
+            "rollout/turns": 1.0,
             "rollout/zero_std_groups": 2 / 3,
             "reward/failed": 2,
             "reward/failed_error": 1,
             "reward/failed_timeout": 1,
         }
     )
+
+
+def test_how_conversations_ended_is_counted():
+    two = (*rollout().turns, *rollout().turns)
+    given = [
+        scored(0, 0, 1.0, turns=two),
+        scored(0, 1, 0.0, turns=two, outcome="max_turns", outcome_detail="close raised"),
+        scored(0, 2, status="env_error", turns=(), outcome="env_error", outcome_detail="step raised"),
+        scored(0, 3, 0.0, finish_reason="length"),
+    ]
+    found = metrics(given)
+    assert [found[f"rollout/{name}"] for name in ("completed", "max_turns", "truncated", "env_error")] == [0.25] * 4
+    assert (found["rollout/turns"], found["rollout/env_close_errors"], found["reward/failed_env_error"]) == (1.25, 1, 1)
+    assert found["rollout/response_length"] == (6 + 6 + 0 + 3) / 4, "what the policy generated, in all turns"
+    assert judged(given) == [given[0], given[1], given[3]]
 
 
 def test_metrics_where_there_is_nothing_to_say():

@@ -3,15 +3,15 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from rlinf_vlm.rollout.files import forget_after, read_rollouts, recorded_steps, write_rollouts
-from rlinf_vlm.rollout.records import Rollout, ScoredRollout
+from rlinf_vlm.rollout.records import Rollout, ScoredRollout, Turn
 from rlinf_vlm.types import UserError
-from tests.rollouts import scored
+from tests.rollouts import rollout, scored
 
 ODD_TEXTS = [
     "",
@@ -36,6 +36,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path):
             token_ids=tuple(range(len(logprobs))),
             logprobs=logprobs,
             text=text,
+            outcome_detail=text,
             question=text,
             answer=text,
             prompt_digest=2**32 - 1,
@@ -109,12 +110,12 @@ def test_a_step_that_is_not_there(tmp_path: Path):
         ({"reward": math.nan}, "'reward' is nan"),
         ({"reward": True}, "'reward' is a bool"),
         ({"row": 1.5}, "'row' is a float, not a int"),
-        ({"token_ids": [1, 2, "3"]}, "'token_ids' has something that is not an integer"),
-        ({"token_ids": [1, 2]}, "2 tokens, but 3 log-probabilities"),
-        ({"logprobs": [-1.0, None, -1.0]}, "'logprobs' or 'parts' has something"),
-        ({"finish_reason": "abort"}, "'finish_reason' is 'abort', neither 'stop' nor 'length'"),
-        ({"turns": []}, "unknown 'turns'"),
-        ({"text": None}, "'text' is a NoneType"),
+        ({"parts": {"math": None}}, "'parts' has something that is not a number"),
+        ({"outcome": "gone"}, "'outcome' is 'gone', none of completed, max_turns, truncated, env_error"),
+        ({"turns": {}}, "'turns' is a dict"),
+        ({"turns": ["a"]}, "a turn is a str, not an object"),
+        ({"token_ids": []}, "unknown 'token_ids'"),
+        ({"question": None}, "'question' is a NoneType"),
     ],
 )
 def test_a_line_that_is_no_rollout_is_named(tmp_path: Path, change: dict[str, object], message: str):
@@ -124,6 +125,55 @@ def test_a_line_that_is_no_rollout_is_named(tmp_path: Path, change: dict[str, ob
     with pytest.raises(UserError, match="step_4.jsonl, line 2: not a recorded rollout") as raised:
         read_rollouts(tmp_path, 4)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"token_ids": [1, 2, "3"]}, "'token_ids' or 'context_ids' has something that is not an integer"),
+        ({"context_ids": [1.5]}, "'token_ids' or 'context_ids' has something that is not an integer"),
+        ({"token_ids": [1, 2]}, "2 tokens, but 3 log-probabilities"),
+        ({"logprobs": [-1.0, None, -1.0]}, "'logprobs' has something that is not a number"),
+        ({"finish_reason": "abort"}, "'finish_reason' is 'abort', neither 'stop' nor 'length'"),
+        ({"images": ["../../etc/passwd"]}, "no picture '../../etc/passwd'"),
+        ({"images": ["0" * 32 + ".png"]}, "no picture '000"),
+        ({"text": None}, "'text' is a NoneType"),
+        ({"said": ""}, "unknown 'said'"),
+    ],
+)
+def test_a_turn_that_is_none_is_named(tmp_path: Path, change: dict[str, object], message: str):
+    file = write_rollouts(tmp_path, 4, [scored()])
+    line = json.loads(file.read_text(encoding="utf-8"))
+    line["turns"][0] |= change
+    file.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="step_4.jsonl, line 1: not a recorded rollout") as raised:
+        read_rollouts(tmp_path, 4)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def a_conversation(*pictures: bytes) -> ScoredRollout:
+    """Two turns, with pictures shown before the second."""
+    (first,) = rollout().turns
+    second = replace(
+        first, context_ids=(7, 8, 9), observation="look", images=pictures, token_ids=(1,), logprobs=(-1.0,)
+    )
+    return scored(turns=(first, second), env_info={"score": 0.5, "calls": [1, None, "a"]}, choices=("a", "b"))
+
+
+def test_turns_and_their_pictures_are_read_as_they_were(tmp_path: Path):
+    written = [a_conversation(b"one", b"two"), a_conversation(b"two"), a_conversation()]
+    file = write_rollouts(tmp_path / "rollouts", 3, written)
+    assert read_rollouts(tmp_path, 3) == written
+    assert written[0].rollout.token_ids == (0, 1, 2, 1) and written[0].rollout.num_tokens == 5 + 3 + 3 + 1
+    pictures = sorted((tmp_path / "rollouts" / "images").iterdir())
+    assert sorted(picture.read_bytes() for picture in pictures) == [b"one", b"two"], "each picture is kept once"
+    assert not list(file.parent.rglob("*.partial"))
+    pictures[0].write_bytes(b"other")
+    with pytest.raises(UserError, match="is not the picture that was shown"):
+        read_rollouts(tmp_path, 3)
+    pictures[0].unlink()
+    with pytest.raises(UserError, match="line .: not a recorded rollout .no picture"):
+        read_rollouts(tmp_path, 3)
 
 
 @pytest.mark.parametrize("kept", [1, 40, -2, -1])
@@ -143,6 +193,7 @@ def test_every_field_is_on_record(tmp_path: Path):
     wanted = {field.name for record in (Rollout, ScoredRollout) for field in fields(record)} - {"rollout"}
     assert line.keys() == wanted
     # A file of a version that knew fewer fields.
+    assert line["turns"][0].keys() == {field.name for field in fields(Turn)}
     del line["question"]
     (tmp_path / "step_0.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="no 'question'"):

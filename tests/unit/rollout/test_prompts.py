@@ -56,7 +56,7 @@ def reader(processor):
 
 
 def test_an_image_is_one_token_and_the_engine_sees_all_of_its_tokens(reader, processor):
-    prompt = reader[0]
+    prompt, conversation = reader[0].prompt, reader[0].conversation
     image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     assert prompt.token_ids.count(image) == 2 and [picture.size for picture in prompt.images] == [(112, 112), (140, 84)]
     expected = processor.apply_chat_template(
@@ -68,11 +68,11 @@ def test_an_image_is_one_token_and_the_engine_sees_all_of_its_tokens(reader, pro
     seen = processor(text=[expected], images=list(prompt.images))["input_ids"][0]
     assert list(prompt.seen_ids) == list(seen)
     assert len(prompt.seen_ids) - len(prompt.token_ids) == prompt.seen_ids.count(image) - 2 > 20
-    assert "5" not in prompt.question and prompt.answer == "5"
+    assert "5" not in conversation.question and conversation.answer == "5"
 
 
 def test_without_images_both_are_the_same(reader):
-    prompt = reader[1]
+    prompt = reader[1].prompt
     assert prompt.token_ids == prompt.seen_ids and prompt.images == ()
 
 

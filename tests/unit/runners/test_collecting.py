@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlinf_vlm.config.load import load_config
-from rlinf_vlm.rollout.records import Answers, DroppedPrompt, PromptRef, Rollout, Sampling, ScoredRollout
+from rlinf_vlm.rollout.records import Answers, DroppedPrompt, PromptRef, Rollout, Sampling, ScoredRollout, Turn
 from rlinf_vlm.runners.collecting import Collector, PromptStream, sampling_seed, shares
 from rlinf_vlm.types import UserError
 
@@ -33,10 +33,8 @@ def answer(prompt: PromptRef, member: int) -> Rollout:
         member=member,
         prompt_length=3,
         prompt_digest=0,
-        token_ids=(1, 2),
-        logprobs=(-0.5, -0.25),
-        text=str(member),
-        finish_reason="stop",
+        turns=(Turn(token_ids=(1, 2), logprobs=(-0.5, -0.25), text=str(member), finish_reason="stop"),),
+        outcome="completed",
         version=0,
         question="",
         answer="0",
@@ -52,7 +50,7 @@ class Engines:
         self.broken = broken
         self.asked: list[list[int]] = []
 
-    def call_each(self, method: str, args: Sequence[tuple[Sequence[PromptRef], Sampling, bool]]) -> list[Answers]:
+    def call_each(self, method: str, args: Sequence[tuple[Sequence[PromptRef], Sampling, str]]) -> list[Answers]:
         assert method == "generate"
         self.asked.append([prompt.group for part, _, _ in args for prompt in part])
         return [

@@ -11,7 +11,8 @@ from rlinf_vlm.cluster.placement import Topology, parse_component_placement
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.resolve import Start, resolve_schedule
 from rlinf_vlm.config.schema import Config
-from rlinf_vlm.runners.rl_plan import check_rl, eval_samplings, place_components, plan_rl, train_sampling
+from rlinf_vlm.runners.rl_checks import check_rl
+from rlinf_vlm.runners.rl_plan import eval_samplings, place_components, plan_rl, train_sampling
 from rlinf_vlm.types import UserError
 
 

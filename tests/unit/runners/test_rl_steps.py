@@ -9,6 +9,7 @@ import pytest
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.rollout.records import DroppedPrompt, ScoredRollout
+from rlinf_vlm.rollout.trained import TrainedAnswer, TrainedStep, TrainedTokens
 from rlinf_vlm.runners.collecting import Collected, usable_groups
 from rlinf_vlm.runners.rl import shown, train_step
 from rlinf_vlm.types import UserError
@@ -25,10 +26,13 @@ class Actor:
     def __init__(self) -> None:
         self.given: list[int] = []
 
-    def call_each(self, method: str, args: Any) -> list[dict[str, float]]:
+    def call_each(self, method: str, args: Any) -> list[TrainedStep]:
         assert method == "train_rollouts"
         self.given = [sum(len(part) for part in share.minibatches) for _, _, share in args]
-        return [{**TRAINED, "train/updates": float(any(self.given))} for _ in args]
+        answers = (TrainedAnswer(group=1, member=0, tokens=TrainedTokens(advantages=(0.5,), logprobs=(-1.0,))),)
+        return [
+            TrainedStep(metrics={**TRAINED, "train/updates": float(any(self.given))}, answers=answers) for _ in args
+        ]
 
 
 def config(*, dynamic: bool = False) -> Config:
@@ -53,7 +57,8 @@ EQUAL = [scored(group, member, 0.9) for group in (0, 1) for member in (0, 1)]
 @pytest.mark.parametrize(("dynamic", "given"), [(False, 4), (True, 0)])
 def test_groups_of_one_reward_end_no_run(dynamic, given):
     made, actor = config(dynamic=dynamic), Actor()
-    figures = train_step(actor, made, 0, collected(EQUAL, made))
+    figures, trained = train_step(actor, made, 0, collected(EQUAL, made))
+    assert len(trained) == 2, "what every rank trained on"
     assert sum(actor.given) == given
     assert (figures["rollout/answers"], figures["rollout/zero_std_groups"]) == (4, 1)
     assert ("no update" in shown(figures)) is dynamic
@@ -69,6 +74,6 @@ def test_a_step_whose_prompts_could_not_be_asked_says_which(dynamic):
 def test_the_progress_line_says_what_was_left_out():
     made = config()
     answers = [*EQUAL, scored(2, 0, status="timeout"), scored(2, 1, status="died")]
-    figures = train_step(Actor(), made, 0, collected(answers, made))
+    figures, _ = train_step(Actor(), made, 0, collected(answers, made))
     assert shown({**figures, "data/dropped_prompts": 0}).endswith("  unjudged 2  1.2 s")
     assert "dropped prompts 3" in shown({**figures, "data/dropped_prompts": 3})

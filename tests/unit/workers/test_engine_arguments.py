@@ -8,8 +8,9 @@ import torch
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.data.processor import load_processor
 from rlinf_vlm.types import UserError, WeightBucket, WeightSpec
+from rlinf_vlm.workers.engine_settings import engine_arguments, pixel_options
 from rlinf_vlm.workers.push_messages import bucket_message, view_handle
-from rlinf_vlm.workers.rollout import answer_seed, engine_arguments, pixel_options
+from rlinf_vlm.workers.rollout import answer_seed
 from tests.engine_run import engine_config
 
 BUCKET = WeightBucket(

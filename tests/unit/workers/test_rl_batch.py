@@ -63,8 +63,8 @@ def readers(processor: Any, count: int = 1) -> tuple[Rows, list[RowReader]]:
 
 def answer(reader: RowReader, row: int, ids: tuple[int, ...], member: int = 0, **fields: Any) -> Rollout:
     prompt = reader.prompt(row)
-    made = rollout(row, member, length=len(ids), prompt=prompt.prompt_length, **fields)
-    return replace(made, token_ids=ids, prompt_digest=digest(prompt.input_ids.tolist()))
+    made = rollout(row, member, length=len(ids), prompt=prompt.prompt_length, token_ids=ids, **fields)
+    return replace(made, prompt_digest=digest(prompt.input_ids.tolist()))
 
 
 def test_a_sample_is_the_rendering_of_the_whole_conversation(processor):
@@ -73,7 +73,7 @@ def test_a_sample_is_the_rendering_of_the_whole_conversation(processor):
     for row in range(3):
         whole = reader[row][0]
         ids = tuple(whole.labels[whole.labels != IGNORE_INDEX].tolist())
-        sample = answer_sample(reader.prompt(row), answer(reader, row, ids), grid_positions)
+        sample = answer_sample(reader.prompt(row), answer(reader, row, ids), reader.renderer)
         length = len(sample.input_ids)
         assert length == len(whole.input_ids) - 1, "the template's newline after the turn is nobody's answer"
         assert torch.equal(sample.input_ids, whole.input_ids[:length])
