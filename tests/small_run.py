@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -158,9 +159,7 @@ def run_ranks(config: Config, world_size: int, task: Task) -> list[Any]:
 
     Fails with the traceback.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = quiet_port()
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.Queue()
     ranks = [
@@ -171,7 +170,7 @@ def run_ranks(config: Config, world_size: int, task: Task) -> list[Any]:
     found: dict[int, Any] = {}
     try:
         while len(found) < world_size:
-            rank, error, value = queue.get(timeout=240)
+            rank, error, value = queue.get(timeout=480)
             assert error is None, f"rank {rank}:\n{error}"
             found[rank] = value
     finally:
@@ -179,6 +178,15 @@ def run_ranks(config: Config, world_size: int, task: Task) -> list[Any]:
             process.join(10)
             process.kill()
     return [found[rank] for rank in range(world_size)]
+
+
+def quiet_port() -> int:
+    """A free port that the system gives to nobody who asks for any: it is bound only seconds later."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("100 ports of 127.0.0.1 are taken")
 
 
 def _rank(rank: int, world_size: int, port: int, config: Config, task: Task, queue: Any) -> None:

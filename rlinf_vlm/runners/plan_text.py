@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_vlm.cluster.placement import placement_table
-from rlinf_vlm.config.rl import AlgorithmConfig
+from rlinf_vlm.config.rl import AlgorithmConfig, EnvConfig
 from rlinf_vlm.config.schema import Config
 from rlinf_vlm.runners.preflight import Plan
 from rlinf_vlm.runners.rl_plan import RlPlan
@@ -110,6 +110,7 @@ def _rollout(config: Config, rl: RlPlan) -> list[str]:
             f"{config.rollout.max_num_seqs} answers at once each; sleep {_word(rl.sleeps)} ({rl.reasons['sleep']})",
             f"sampling    temperature {params.temperature:g}, at most {params.max_new_tokens:,} tokens; "
             f"evaluation: greedy, {sampled}",
+            *_environment(config.env),
             f"weights     pushed through {rl.transport} ({rl.reasons['transport']})",
             f"reward      {config.reward.name} {config.reward.options or ''}".rstrip()
             + f", {config.reward.num_workers} processes, {config.reward.time_limit:g} s an answer",
@@ -126,6 +127,19 @@ def _rollout(config: Config, rl: RlPlan) -> list[str]:
         f"divergence {reference if algorithm.kl_beta else 'none (no reference is built)'}",
         *_extras(algorithm),
         *_rl_notes(config),
+    ]
+
+
+def _environment(env: EnvConfig) -> list[str]:
+    """Whom the policy speaks with; nothing where its first answer is all."""
+    if env.name == "single_turn":
+        return []
+    turn = "" if env.max_new_tokens is None else f" of at most {env.max_new_tokens:,} tokens"
+    evaluated = f"; in evaluation {env.eval_options}" if env.eval_options else ""
+    return [
+        f"environment {env.name} {env.options or ''}".rstrip()
+        + f", at most {env.max_turns} turns{turn}, {env.max_observation_tokens:,} tokens an observation, "
+        f"{env.time_limit:g} s a call{evaluated}"
     ]
 
 
@@ -147,7 +161,15 @@ def _extras(algorithm: AlgorithmConfig) -> list[str]:
 
 def _rl_notes(config: Config) -> list[str]:
     """What runs, and is hardly what was meant."""
-    algorithm, notes = config.algorithm, []
+    algorithm, env = config.algorithm, config.env
+    notes: list[str] = []
+    if env.name != "single_turn" and env.max_turns == 1:
+        notes.append("note: env.max_turns=1: a conversation ends before the environment has said anything")
+    if env.name == "geo3k_tool" and {**env.options, **env.eval_options}.get("tool", True):
+        notes.append(
+            "note: geo3k_tool knows the right answers, in evaluation too; set env.eval_options={tool: false} for an "
+            "honest one"
+        )
     if algorithm.loss_type == "gspo" and algorithm.n_minibatches > 1 and algorithm.clip_ratio_high > 0.05:
         notes.append(
             f"note: gspo clips the mean ratio of an answer, which never gets to 1 + {algorithm.clip_ratio_high:g}; "

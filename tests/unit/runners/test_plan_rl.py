@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from rlinf_vlm.config.load import load_config
 from rlinf_vlm.runners.plan_text import plan_text
 from rlinf_vlm.runners.preflight import check_config, local_topology, make_plan
+from rlinf_vlm.types import UserError
 from tests.small_run import tree
+
+PLAIN = {
+    "runner__task_type": "reasoning",
+    "runner__max_steps": 3,
+    "cluster__component_placement": {"actor,rollout": 0},
+    "data__max_prompt_length": 200,
+    "data__rollout_batch_size": 4,
+    "algorithm__group_size": 4,
+    "algorithm__sampling_params": {"max_new_tokens": 40},
+    "actor__global_batch_size": 16,
+    "rollout__kv_cache_gib": 0.25,
+}
+
+
+def whole_plan(small_run, **settings: Any) -> str:
+    config = load_config(tree(small_run, **settings))
+    return plan_text(config, make_plan(config, local_topology(config), *check_config(config)))
 
 
 def section(small_run, **changes: Any) -> str:
     """The lines of Rollout and Batch, without line breaks."""
-    settings = {
-        "runner__task_type": "reasoning",
-        "runner__max_steps": 3,
-        "cluster__component_placement": {"actor,rollout": 0},
-        "data__max_prompt_length": 200,
-        "data__rollout_batch_size": 4,
-        "algorithm__group_size": 4,
-        "algorithm__sampling_params": {"max_new_tokens": 40},
-        "actor__global_batch_size": 16,
-        "rollout__kv_cache_gib": 0.25,
-    }
-    config = load_config(tree(small_run, **{**settings, **changes}))
-    text = plan_text(config, make_plan(config, local_topology(config), *check_config(config)))
+    text = whole_plan(small_run, **{**PLAIN, **changes})
     return text[text.index("Rollout\n") : text.index("Length\n")]
 
 
@@ -39,6 +47,23 @@ def test_a_plain_run(small_run):
     ):
         assert said in text
     assert "besides" not in text and "note:" not in text
+
+
+def test_rows_and_settings_of_the_evaluation(small_run):
+    settings = {
+        **PLAIN,
+        "data__test_data_paths": str(small_run / "test"),
+        "algorithm__eval_settings": [
+            {"name": "high", "temperature": 1.0, "n": 8},
+            {"name": "low", "temperature": 0.01},
+        ],
+    }
+    text = whole_plan(small_run, **settings)
+    assert "evaluation: greedy, none sampled; high: 8 at 1; low: 1 at 0.01" in text
+    assert f"  test        {small_run}/test (101 rows)" in text
+    assert "  test  " not in whole_plan(small_run, **PLAIN)
+    with pytest.raises(UserError, match=r"data.test_data_paths.*/nowhere"):
+        whole_plan(small_run, **{**settings, "data__test_data_paths": "/nowhere/rows"})
 
 
 def test_what_is_asked_for_besides(small_run):
@@ -72,3 +97,22 @@ def test_a_reward_that_is_never_1_is_told(small_run):
         0.8, 0.1
     )
     assert "note:" not in weighted(0.9, 0.1)
+
+
+def test_whom_the_policy_speaks_with(small_run):
+    assert "environment" not in section(small_run)
+    tool = {
+        "env__name": "geo3k_tool",
+        "env__max_turns": 3,
+        "env__max_new_tokens": 20,
+        "env__max_observation_tokens": 64,
+        "actor__max_tokens_per_micro_batch": 8192,
+    }
+    text = section(small_run, **tool, env__options={"tolerance": 0.05}, env__eval_options={"tool": False})
+    assert (
+        "environment geo3k_tool {'tolerance': 0.05}, at most 3 turns of at most 20 tokens, 64 tokens an observation, 30 s "
+        "a call; in evaluation {'tool': False}" in text
+    )
+    assert "note:" not in text
+    assert "note: geo3k_tool knows the right answers, in evaluation too" in section(small_run, **tool)
+    assert "note: env.max_turns=1: a conversation ends before" in section(small_run, **{**tool, "env__max_turns": 1})
