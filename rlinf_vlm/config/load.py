@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -83,15 +83,21 @@ def _yaml_path(location: tuple[Any, ...], tree: Mapping[str, Any], top: Top) -> 
 
 
 def _fields(path: list[str], top: Top) -> Mapping[str, Any]:
-    """The fields of the block at ``path``; empty where there is no block."""
-    block: Any = top
+    """The fields of the block at ``path``, which may be one of a list of blocks; empty where there is no block."""
+    kind: Any = top
     for part in path:
-        field = block.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if _is_block(kind):
+            field = kind.model_fields.get(part)
+            kind = field.annotation if field else None
+        elif get_origin(kind) is tuple and part.isdigit():
+            kind = get_args(kind)[0]
+        else:
             return {}
-        block = annotation
-    return block.model_fields
+    return kind.model_fields if _is_block(kind) else {}
+
+
+def _is_block(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _meaning(path: list[str], top: Top) -> str:

@@ -118,6 +118,8 @@ class RunnerConfig(Block):
     replay_rollouts: str | None = None
     """Train from the recorded answers in this folder (the rollouts/ of a run: step_1.jsonl, ..) instead of sampling: no
     engine, no reward. null samples. Reinforcement learning only."""
+    report: bool = True
+    """Write report/index.html and PNG files of the curves into the run folder when the run ends, also on SIGTERM."""
     dry_run: bool = False
     """Check everything, print the plan, start nothing."""
 

@@ -153,7 +153,7 @@ def summarise(
     if used:
         metrics |= _greedy_metrics(greedy, words)
         metrics |= _sampled_metrics([record.sampled for record in used if record.sampled], ks, "sampled_accuracy")
-    for name in sorted({name for record in used for name in record.settings}):
+    for name in dict.fromkeys(name for record in used for name in record.settings):
         rows = [record.settings[name] for record in used if record.settings.get(name)]
         k = (setting_ks or {}).get(name)
         own = _sampled_metrics(rows, None if k is None else [k], "accuracy")

@@ -50,7 +50,9 @@ def _record(line: Mapping[str, Any]) -> AnsweredRecord | EvalRecord:
         return AnsweredRecord(row=row, error=error)
     if "status" not in line and "num_tokens" in line:
         return _closed(line)
-    answer = {name: value for name, value in line.items() if name in _TYPES} | {"text": line.get("prediction")}
+    if "prediction" not in line:
+        raise ValueError("no 'prediction'")
+    answer = {name: value for name, value in line.items() if name in _TYPES} | {"text": line["prediction"]}
     settings = line.get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError(f"'settings' is {settings!r}")

@@ -137,18 +137,18 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def _asked(folder: Path) -> Asked:
-    """Of the config of the run's last start; the defaults where it has none, or is older than these keys."""
-    files = sorted(folder.glob("config*.yaml"), key=lambda file: (len(file.name), file.name))
-    if not files:
-        return Asked(setting_ks={})
-    try:
-        tree = yaml.safe_load(files[-1].read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{files[-1]} is not the config of a run ({' '.join(str(error).split())})") from error
-    algorithm = tree.get("algorithm") if isinstance(tree, dict) else None
-    options: dict[str, Any] = algorithm if isinstance(algorithm, dict) else {}
-    settings = options.get("eval_settings") or ()
-    return Asked(
-        words=tuple(options.get("reflection_words", REFLECTION_WORDS)),
-        setting_ks={one["name"]: one.get("k") for one in settings if isinstance(one, dict) and "name" in one},
-    )
+    """Of the configs of all starts of the run, the last of them last; the defaults where there is none, or where it is
+    older than these keys."""
+    words: Sequence[str] = REFLECTION_WORDS
+    setting_ks: dict[str, int | None] = {}
+    for file in sorted(folder.glob("config*.yaml"), key=lambda file: (len(file.name), file.name)):
+        try:
+            tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not the config of a run ({' '.join(str(error).split())})") from error
+        algorithm = tree.get("algorithm") if isinstance(tree, dict) else None
+        options: dict[str, Any] = algorithm if isinstance(algorithm, dict) else {}
+        words = options.get("reflection_words", words)
+        settings = options.get("eval_settings") or ()
+        setting_ks |= {one["name"]: one.get("k") for one in settings if isinstance(one, dict) and "name" in one}
+    return Asked(words=tuple(words), setting_ks=setting_ks)

@@ -21,14 +21,16 @@ from rlinf_vlm.runners.saving import remove_unfinished
 from rlinf_vlm.runners.session import Session, checkpoints_of, owes_evaluation
 from rlinf_vlm.runners.stopping import sheltered
 from rlinf_vlm.tracking import Terminal
+from rlinf_vlm.types import RunStopped
 
 RUNNERS = {"sft": "rlinf_vlm.runners.sft:run", "reasoning": "rlinf_vlm.runners.rl:run"}
 
 
-def launch(config: Config, *, folder_is_new: bool = False) -> None:
+def launch(config: Config, *, folder_is_new: bool = False, at_end: Callable[[Path], None] | None = None) -> None:
     """Runs ``config`` to its end, or prints its plan. Raises UserError for a mistake, before any process starts.
 
     folder_is_new: runner.logger.log_path was made up for this start, so a resumed run goes on in its own folder.
+    at_end: given the run folder after a run that came to its end, or was asked to stop.
     With RAY_ADDRESS set the machines are known only after joining the cluster, so there the placement is checked then.
     """
     origin, notes = find_origin(config, neighbours=folder_is_new)
@@ -62,7 +64,14 @@ def launch(config: Config, *, folder_is_new: bool = False) -> None:
         say_each([*notes, *(f"removed, was not finished being written: {path}" for path in left)])
         if resumed is not None and train_rows is not None and is_finished(config, resumed, train_rows):
             return
-        _run(config, plan_on, resumed, number)
+        try:
+            _run(config, plan_on, resumed, number)
+        except RunStopped:
+            if at_end is not None:
+                at_end(folder)
+            raise
+        if at_end is not None:
+            at_end(folder)
 
 
 def _run(config: Config, plan_on: Callable[[Topology], Plan], resumed: Checkpoint | None, number: int) -> None:

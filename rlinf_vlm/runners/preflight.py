@@ -86,8 +86,7 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None, i
     family = _check_family(config.actor.model.model_type, model)
     if config.actor.packing is True and not family.supports_packing:
         raise UserError(
-            f"actor.packing=true, but model_type={config.actor.model.model_type!r} cannot run packed samples; "
-            "set actor.packing to auto or false"
+            f"actor.packing=true, but model_type={config.actor.model.model_type!r} packs no samples; set it to auto"
         )
     adapted_layers(config.actor.model, model.shapes, family)
     if is_rl(config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_there_are_experiments_and_models():
     assert {"custom_sft_vlm", "robo2vlm_sft", "easy_vqa_choices", "geo3k_sft"} <= set(EXPERIMENTS)
     assert {"geo3k_grpo", "geometry_grpo", "geometry_warmup"} <= set(EXPERIMENTS)
     assert {"geo3k_reinforce_pp", "geometry_reinforce_pp"} <= set(EXPERIMENTS)
+    assert {"geo3k_grpo_multi_turn", "geometry_tool_warmup"} <= set(EXPERIMENTS)
     assert len(MODELS) == 5
 
 
@@ -44,6 +46,41 @@ def test_every_experiment_is_planned(name, small_run, capsys):
     for part in ("Placement", "CPU slot 0", step, "learning rate", "Memory", "64 rows", "101 rows"):
         assert part in shown
     assert not (small_run / "log").exists(), "a dry run writes nothing"
+
+
+def test_the_recipe_of_maye_is_planned_on_its_rows_and_layout(small_run, tmp_path, capsys):
+    row = {"question": "<image>What is $BC$?", "answer": "20", "solution": "\\boxed{20}", "image": "a.png"}
+    paths = []
+    for key, count in (("train", 2101), ("eval", 300), ("test", 601)):
+        file = tmp_path / f"{key}.jsonl"
+        file.write_text("".join(f"{json.dumps(row | {'id': str(n)})}\n" for n in range(count)), encoding="utf-8")
+        paths.append(f"data.{key}_data_paths={file}")
+    paths += [f"actor.model.model_path={small_run}/model", "cluster.cpu_workers_per_node=8"]
+    assert main(["--config-name", "geo3k_reinforce_pp", "runner.dry_run=true", *paths]) == 0, capsys.readouterr().err
+    shown = " ".join(capsys.readouterr().out.split())
+    for rank in range(7):
+        assert f"actor {rank} 0 CPU slot {rank} " in shown
+    for part in (
+        "rollout 0 0 CPU slot 7",
+        "896 answers a step = 896 prompts x 1, in 32 updates",
+        "reinpp, clipped -0.2/+0.2, token-mean",
+        "divergence k1 x 0.001 in the reward",
+        "high: 8 at 1; medium: 1 at 0.6; low: 1 at 0.01",
+        "fp32 weights, bf16 computing",
+    ):
+        assert part in shown
+
+
+@pytest.mark.parametrize(("setup", "turns", "rows"), [("tool_demo", 2, 16), ("qwen3_vl_2b", 3, 64)])
+def test_each_setup_of_several_turns_is_planned(setup, turns, rows, small_run, capsys):
+    columns = ["data.prompt_key=question", "data.answer_key=correct_answer", "data.image_keys=[image]"]
+    columns += ["data.dataset_name=robo2vlmsft", "data.choice_key=choices", "actor.model.model_type=qwen2.5_vl"]
+    columns += [f"algorithm.{kind}sampling_params.max_new_tokens=80" for kind in ("", "eval_")]
+    assert dry("geo3k_grpo_multi_turn", small_run, f"setup={setup}", *columns) == 0, capsys.readouterr().err
+    assert f"{rows * 8} answers a step" in capsys.readouterr().out
+    config = load_config(compose_config(str(FOLDER), "geo3k_grpo_multi_turn", [f"setup={setup}"]))
+    assert (config.env.name, config.env.max_turns, config.data.rollout_batch_size) == ("geo3k_tool", turns, rows)
+    assert config.env.eval_options == {"tool": False}
 
 
 @pytest.mark.parametrize("name", MODELS)

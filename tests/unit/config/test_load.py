@@ -71,6 +71,10 @@ def test_the_smallest_config_loads_and_is_frozen():
         (lambda t: t["actor"]["optim"].update(min_lr=1), "actor.optim.min_lr=1.0 is larger than lr=1e-05"),
         (lambda t: t["data"].update(train_data_paths=None, eval_data_paths=None), "leave nothing to do"),
         (
+            lambda t: t["data"].update(test_data_paths="t.parquet", eval_data_paths=None),
+            "data.test_data_paths='t.parquet' is evaluated beside eval_data_paths, which is null",
+        ),
+        (
             lambda t: t["actor"]["model"].update(
                 freeze=dict.fromkeys(("vision_tower", "merger", "language_model"), True)
             ),

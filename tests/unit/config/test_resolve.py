@@ -9,6 +9,7 @@ from rlinf_vlm.config.resolve import (
     Start,
     check_intervals,
     check_run_length,
+    check_task,
     estimate_memory,
     resolve_batching,
     resolve_schedule,
@@ -95,6 +96,17 @@ def test_the_guides_horizon_equal_to_max_epochs_covers_the_run(runner, horizon):
 def test_evaluation_needs_rows():
     with pytest.raises(UserError, match=r"runner.val_check_interval=5 .* data.eval_data_paths=null"):
         check_intervals(config(runner={"max_epochs": 1, "val_check_interval": 5}))
+
+
+@pytest.mark.parametrize("key", ["runner.replay_rollouts", "data.test_data_paths"])
+def test_what_reinforcement_learning_alone_reads(key):
+    block, name = key.split(".")
+    given = {"runner": {"max_epochs": 1}, "data": {"eval_data_paths": "b"}}
+    given[block] |= {name: "c"}
+    with pytest.raises(UserError, match=rf"{key}='c' is read by task_type=reasoning only; set it to null"):
+        check_task(config(**given))
+    given["runner"] |= {"task_type": "reasoning"}
+    check_task(config(**given))
 
 
 def test_blank_images_need_evaluations_and_images():

@@ -114,7 +114,8 @@ def test_no_path_at_all(paths: Any) -> None:
 def test_a_hub_id_is_what_looks_like_one_and_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_source("org/name", KEY) == HubDataset(name="org/name", split="train")
-    assert find_source(["org/name"], "data.eval_data_paths") == HubDataset(name="org/name", split="test")
+    for key in ("data.eval_data_paths", "data.test_data_paths"):
+        assert find_source(["org/name"], key) == HubDataset(name="org/name", split="test")
     assert find_source("org/name:validation", KEY) == HubDataset(name="org/name", split="validation")
     assert find_source("org/name:train[:10%]", KEY) == HubDataset(name="org/name", split="train[:10%]")
     for path in ("./org/name", "../org/name", "/org/name", "~/org", "org/name.parquet", "a/b/c", "org/*"):

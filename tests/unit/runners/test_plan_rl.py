@@ -110,8 +110,8 @@ def test_whom_the_policy_speaks_with(small_run):
     }
     text = section(small_run, **tool, env__options={"tolerance": 0.05}, env__eval_options={"tool": False})
     assert (
-        "environment geo3k_tool {'tolerance': 0.05}, at most 3 turns of at most 20 tokens, 64 tokens an observation, 30 s "
-        "a call; in evaluation {'tool': False}" in text
+        "environment geo3k_tool {'tolerance': 0.05}, at most 3 turns of at most 20 tokens, 64 tokens an observation, "
+        "30 s a call; in evaluation {'tool': False}" in text
     )
     assert "note:" not in text
     assert "note: geo3k_tool knows the right answers, in evaluation too" in section(small_run, **tool)

@@ -131,6 +131,9 @@ def test_engines_and_evaluation_may_change_in_reinforcement_learning(base, tmp_p
     changes = {
         "rollout": {"max_num_seqs": 8, "gpu_memory_utilization": 0.3, "max_logprob_gap": 0.1, "enforce_eager": True},
         "algorithm__eval_sampling_params": {"n": 4, "temperature": 0.6, "max_new_tokens": 99},
+        "algorithm__eval_settings": [{"name": "low", "temperature": 0.01}],
+        "algorithm__reflection_words": ["wait"],
+        "data__test_data_paths": str(base / "test"),
         "reward": {"num_workers": 7, "time_limit": 3.0},
         "runner__val_check_interval": 7,
         "data__eval_data_paths": str(base / "test"),

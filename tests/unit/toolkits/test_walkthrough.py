@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ from rlinf_vlm.algorithms.kl import k1, k2, k3
 from rlinf_vlm.algorithms.policy_loss import ClipSettings, PolicyTokens, clipped
 from rlinf_vlm.config.load import field_paths, load_config
 from rlinf_vlm.config.rl import AlgorithmConfig
-from rlinf_vlm.rollout.files import FOLDER, write_rollouts
+from rlinf_vlm.rollout.files import FOLDER, read_rollouts, write_rollouts
 from rlinf_vlm.types import UserError
 from tests.rl_run import begin, rl_tree, sampled, to_bytes
 from tests.small_run import run_ranks, write_small_run
@@ -159,6 +160,19 @@ def test_whitening_is_global_with_zero_mean_and_unit_deviation():
     assert float((found[:half] - of_one_rank).abs().max()) > 1e-2, "a rank's own statistics would pass too"
 
 
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.9, -0.1])
+def test_equal_rewards_teach_exactly_nothing_until_there_is_a_penalty(reward):
+    lengths = torch.tensor([3, 1, 7, 2])
+    rewards = torch.full((4,), reward, dtype=torch.float64)
+    none = torch.zeros(13, dtype=torch.float64)
+    step = AdvantageInput(rewards=rewards, groups=torch.arange(4), lengths=lengths, token_rewards=none)
+    assert reinpp(step).tolist() == [0.0] * 13
+    assert reinpp(replace(step, token_rewards=None)).tolist() == [0.0] * 13
+    small = torch.linspace(-1e-3, 1e-3, 13, dtype=torch.float64)
+    found = reinpp(replace(step, token_rewards=small))
+    assert float(found.std(unbiased=True)) == pytest.approx(1.0, abs=1e-2)
+
+
 # --- a run, replayed -------------------------------------------------------------------------------------------------
 
 REINPP: dict[str, Any] = {
@@ -225,6 +239,32 @@ def test_a_runs_step_is_what_the_formulas_say(run, tmp_path):
     assert read_record(tmp_path / "again.json") == record
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_without_divergence_and_correction_and_with_less_for_long_answers(run, tmp_path, updates):
+    """No reference; with one update, no pass before it either."""
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    settings["algorithm"] |= {"kl_beta": 0.0, "rollout_correction": {"enabled": False}}
+    settings["algorithm"]["overlong"] |= {"buffer": 12, "factor": 0.3}
+    settings["actor"]["optim"]["clip_grad"] = None
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    shutil.copytree(run / FOLDER, tmp_path / FOLDER)
+    file, script = tmp_path / "step.json", ROOT / "toolkits" / "walkthrough" / "one_step.py"
+    command = [sys.executable, str(script), str(tmp_path), "--updates", str(updates), "--save", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, env=without_path(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    record = read_record(file)
+    assert all(not answer.reference and not answer.kl_rewards and len(answer.old) for answer in record.answers)
+    # What is taken off a long answer is off the reward: 0.3 x its part of 12 tokens.
+    recorded = {item.rollout.row: item.reward for item in read_rollouts(tmp_path, 1)}
+    for answer in record.answers:
+        assert answer.reward == pytest.approx(recorded[answer.row] - 0.3 * len(answer.pieces) / 12)
+    hand = by_hand(record)
+    assert {token.weight for update in hand.updates for token in update.tokens} == {1.0}
+    assert all(update.clip == 1.0 for update in hand.updates)
+    moved = [abs(token.ratio - 1) > 1e-3 for token in hand.updates[-1].tokens]
+    assert any(moved) == (updates == 2)
+
+
 def test_a_trainer_that_computes_something_else_is_found(tmp_path, capsys):
     record = read_record(EXAMPLE)
     answer = record.answers[0]
@@ -268,7 +308,7 @@ def test_a_later_step_needs_its_checkpoint(run, capsys):
         ({"kl_beta": 0.1}, "algorithm.kl_in='loss'"),
         ({"entropy_bonus": 0.1}, "algorithm.entropy_bonus=0.1"),
         ({"rollout_correction": {"level": "sequence"}}, "level=sequence"),
-        ({"overlong": {"buffer": 2}}, "algorithm.overlong"),
+        ({"overlong": {"filter_truncated": True}}, "algorithm.overlong.filter_truncated"),
     ],
 )
 def test_other_algorithms_are_refused(changed, words):
