@@ -16,6 +16,7 @@ setup(
         "datasets>=4.0",
         "hydra-core>=1.3.2,<1.4",
         "math-verify>=0.9,<0.10",
+        "matplotlib>=3.9",
         "numpy>=1.26",
         "omegaconf>=2.3,<2.4",
         "pandas>=2.2",

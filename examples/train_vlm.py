@@ -33,11 +33,21 @@ ROOT = Path(__file__).resolve().parent.parent
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """What is no fault of the program when it writes: told in one line."""
 PLACEMENT = "cluster.component_placement"
-WARM_MODEL, UNTRAINED_MODEL = "geometry_rl/warm/model", "geometry_rl/model"
-DEMOS = {"geometry_rl/warm/": "warmup", "geometry_rl/": "geometry_rl", "geometry/": "geometry", "": "easy_vqa"}
+UNTRAINED = {"geometry_rl/warm/model": "geometry_rl/model", "geometry_tool/warm/model": "geometry_tool/model"}
+"""Models that a demo trains -> what they are trained from."""
+DEMOS = {
+    "geometry_tool/warm/": "tool_warmup",
+    "geometry_tool/": "geometry_tool",
+    "geometry_rl/warm/": "warmup",
+    "geometry_rl/": "geometry_rl",
+    "geometry/": "geometry",
+    "": "easy_vqa",
+}
 """What a path in the folder of the demos begins with, the longest first -> what makes it."""
-KEPT_UP_TO_DATE = ("warmup",)
+KEPT_UP_TO_DATE = ("warmup", "tool_warmup")
 """Demos that are made anew, with what they are made from, when they were made from other settings."""
+REPORT_S = 600
+"""Seconds that the report may take."""
 CHILD_ENDS_S = 30
 """Seconds that a command has to end after SIGTERM."""
 
@@ -58,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         if made_up:
             set_log_path(tree, options.log_path)
         make_missing_demo(tree)
-        launch(load_config(tree), folder_is_new=made_up)
+        config = load_config(tree)
+        launch(config, folder_is_new=made_up, at_end=write_report if config.runner.report else None)
     except UserError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
@@ -173,10 +184,12 @@ def make_missing_demo(tree: dict[str, Any]) -> None:
     """
     demo = Path(os.environ.get("RLINF_VLM_DEMO", ".demo"))
     data, model = _block(tree, "data"), _block(_block(tree, "actor"), "model")
-    dry, warm = _block(tree, "runner").get("dry_run") is True, demo / WARM_MODEL
-    if dry and model.get("model_path") == str(warm) and not warm.is_dir():
-        model["model_path"] = str(demo / UNTRAINED_MODEL)
-    named = [model.get("model_path"), data.get("train_data_paths"), data.get("eval_data_paths")]
+    dry = _block(tree, "runner").get("dry_run") is True
+    for warm, untrained in UNTRAINED.items():
+        if dry and model.get("model_path") == str(demo / warm) and not (demo / warm).is_dir():
+            model["model_path"] = str(demo / untrained)
+    paths_of = ("train_data_paths", "eval_data_paths", "test_data_paths")
+    named = [model.get("model_path"), *(data.get(name) for name in paths_of)]
     inside = [text.removeprefix(f"{demo}/") for text in named if isinstance(text, str) and text.startswith(f"{demo}/")]
     for folder, name in DEMOS.items():
         paths = [path for path in inside if path.startswith(folder)]
@@ -189,6 +202,24 @@ def make_missing_demo(tree: dict[str, Any]) -> None:
                 raise UserError(
                     f"{demo / paths[0]} could not be made by {script.name} {name} (status {status}, see above)"
                 )
+
+
+def write_report(folder: Path) -> None:
+    """Writes the report into the run folder, in a process of its own: what goes wrong with it is told in one line and
+    is no fault of the run."""
+    command = [sys.executable, str(ROOT / "toolkits" / "report" / "make_report.py"), str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=REPORT_S, check=False)
+        said, trouble = done.stdout.strip(), done.stderr.strip() if done.returncode else ""
+        if done.returncode and not trouble:
+            trouble = f"it ended with status {done.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said, trouble = "", str(error)
+    if trouble:
+        last = trouble.rpartition("\n")[2].removeprefix("error: ")
+        sys.stderr.write(f"warning: no report of the run ({last}); the run itself is complete\n")
+    else:
+        sys.stdout.write(f"{said}\n")
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,8 @@ from rlinf_vlm.evaluation.answered import records_of
 from rlinf_vlm.rollout.files import FOLDER, write_rollouts
 from rlinf_vlm.rollout.records import Rollout, ScoredRollout, Turn
 from rlinf_vlm.rollout.trained import TrainedAnswer, TrainedTokens, write_trained
-from rlinf_vlm.runners.session import Session
 from rlinf_vlm.tracking import JsonLines, TrackedRun
+from tests.rollouts import scored
 from tests.small_run import rl_tree, tree
 
 GROUP = 4
@@ -45,7 +46,7 @@ def write_run(
         tokenizer = Tokenizer.from_file(str(data / "model" / "tokenizer.json"))
         for step in sorted({1, (steps + 1) // 2, steps}):
             write_step(folder, step, tokenizer, seed)
-        write_evaluation(folder, written, steps, seed)
+        write_evaluation(folder, steps, seed)
     return folder
 
 
@@ -128,20 +129,20 @@ def sft_lines(steps: int, seed: int) -> Iterable[tuple[int, dict[str, float]]]:
 def write_step(folder: Path, step: int, tokenizer: Tokenizer, seed: int = 1, prompts: int = 6) -> None:
     """Rollouts of one step, of one to three turns, the last answer of each group not trained on."""
     rng = random.Random(1000 * seed + step)
-    scored, trained = [], []
+    answers, trained = [], []
     for group in range(prompts):
         for member in range(GROUP):
             answer = conversation(tokenizer, rng, group, member)
             right = rng.random() < 0.5
             status = "timeout" if (group, member) == (0, 3) else "ok"
             parts = {"math": float(right), "format": 1.0}
-            scored.append(ScoredRollout(rollout=answer, reward=float(right), parts=parts, status=status, detail="5"))
+            answers.append(ScoredRollout(rollout=answer, reward=float(right), parts=parts, status=status, detail="5"))
             if member < GROUP - 1:
                 advantage = 0.8 if right else -0.6
                 seen = tuple(value + rng.gauss(0, 0.01) for value in answer.logprobs)
                 tokens = TrainedTokens(advantages=(advantage,) * len(seen), logprobs=seen)
                 trained.append(TrainedAnswer(group=group, member=member, tokens=tokens))
-    write_rollouts(folder / FOLDER, step, scored)
+    write_rollouts(folder / FOLDER, step, answers)
     write_trained(folder / FOLDER, step, trained)
 
 
@@ -187,17 +188,12 @@ def drawing(number: int, group: int) -> bytes:
     return file.getvalue()
 
 
-def write_evaluation(folder: Path, config: Any, step: int, seed: int) -> None:
+def write_evaluation(folder: Path, step: int, seed: int) -> None:
     """eval/step_N.jsonl of 21 rows with two sampled answers each; no metrics."""
-    from tests.rollouts import scored
-
     rng = random.Random(seed)
     greedy = [scored(row, 0, float(rng.random() < 0.5), text=f"greedy answer {row}") for row in range(21)]
     sampled = [scored(row, member, float(rng.random() < 0.5)) for row in range(21) for member in range(2)]
     records = records_of(greedy, sampled)
-    assert Session
     (folder / "eval").mkdir(exist_ok=True)
-    import json
-
     lines = "".join(json.dumps(record.as_json()) + "\n" for record in records)
     (folder / "eval" / f"step_{step}.jsonl").write_text(lines)

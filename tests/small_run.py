@@ -89,6 +89,7 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
         "runner": {
             "task_type": "sft",
             "max_steps": 3,
+            "report": False,
             "logger": {"log_path": str(folder / "log"), "logger_backends": []},
         },
         "data": {

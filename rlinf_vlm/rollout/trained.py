@@ -2,8 +2,8 @@
 
     actor ranks -> TrainedAnswer -> <run folder>/rollouts/trained_N.jsonl, one answer a line -> reports
 
-It is for looking at, with six digits of each number: nothing is trained from it. Answers that were left out of the
-training are not in it.
+It is for looking at: nothing is trained from it. Numbers have nine digits, as many as tell a float32 from the next.
+Answers that were left out of the training are not in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from rlinf_vlm.rollout.files import read_lines, rollouts_folder, trained_file, write_lines
 from rlinf_vlm.rollout.records import Rollout
 
-DIGITS = 6
+DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

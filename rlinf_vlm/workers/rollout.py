@@ -186,7 +186,6 @@ class RolloutWorker:
         self, ref: PromptRef, member: int, asked: RowPrompt, sampling: Sampling, split: Split
     ) -> Rollout:
         """One answer. UserError where the engine saw other ids than the trainer."""
-        assert self._version is not None, "an engine that answers has been pushed to"
         row, config = asked.conversation, self.config
         dialogue = Dialogue(asked, self._turn_renderer, self._process, self._observation_limits, self._longest_token)
         seed = answer_seed(ref.seed) + member
@@ -214,6 +213,7 @@ class RolloutWorker:
         ended = await converse(
             dialogue, self._build_env, sample, env_options(config.env, split), speak, turn_limits(config, sampling)
         )
+        assert self._version is not None, "an engine that answers has been pushed to"
         return Rollout(
             row=ref.row,
             group=ref.group,

@@ -111,6 +111,10 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("geometry_grpo", ["actor.model.model_path=/mine", "data.eval_data_paths=null"], ["geometry_rl"]),
         ("geometry_grpo", ["runner.dry_run=true"], ["geometry_rl"]),
         ("geo3k_grpo", [], []),
+        ("geometry_tool_warmup", [], ["geometry_tool"]),
+        ("geo3k_grpo_multi_turn", [], ["tool_warmup", "geometry_tool"]),
+        ("geo3k_grpo_multi_turn", ["runner.dry_run=true"], ["geometry_tool"]),
+        ("geo3k_grpo_multi_turn", ["setup=qwen3_vl_2b"], []),
     ],
 )
 def test_what_a_config_names_is_made(

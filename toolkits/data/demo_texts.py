@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toolkits.data.demo_tables import VqaRow
-    from toolkits.data.geometry_tables import GeometryRow
+    from toolkits.data.geometry_tables import Chat, GeometryRow
 
 ANSWER_WEIGHT = 2000
 """Each answer's weight beside the questions in the tokenizer's training text: each becomes one token early."""
@@ -34,6 +34,14 @@ def vqa_texts(rows: Sequence[VqaRow], kinds: Iterable[Iterable[str]]) -> Iterato
         (row.question for row in rows),
         chain.from_iterable(repeat(answer, ANSWER_WEIGHT) for answer in answers),
         chain.from_iterable(repeat(text, PROMPT_WEIGHT) for text in chain(lettered, PROMPTS)),
+    )
+
+
+def chat_texts(chats: Iterable[Chat]) -> Iterator[str]:
+    """All that is said in ``chats``, words of prompts."""
+    return chain(
+        (message["content"] for chat in chats for message in chat),
+        chain.from_iterable(repeat(text, PROMPT_WEIGHT) for text in PROMPTS),
     )
 
 

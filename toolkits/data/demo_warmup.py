@@ -1,8 +1,10 @@
-"""The small supervised training that the demo of reinforcement learning starts from.
+"""The small supervised training that a demo of reinforcement learning starts from.
 
     OUT/geometry_rl (tables, model with random weights)
         -> examples/train_vlm.py with geometry_warmup.yaml, in a process of its own
         -> its checkpoint, converted -> OUT/geometry_rl/warm/{model/, log/, demo.json}
+
+Likewise OUT/geometry_tool with geometry_tool_warmup.yaml.
 
 Invariants: the folder is complete or absent (a warm-up that is interrupted starts anew); its marker names the data and
 the config that it was made from, by content. Does not draw or make the data.
@@ -21,6 +23,7 @@ from toolkits.data.demo_folder import MARKER, write_marker
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "config" / "geometry_warmup.yaml"
+TOOL_CONFIG = ROOT / "examples" / "config" / "geometry_tool_warmup.yaml"
 WARM = "warm"
 """Folder of the warm-up beside the tables."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolkits.data.demo_folder import write_marker
 
 if TYPE_CHECKING:
-    from toolkits.data.geometry_tables import Given
+    from toolkits.data.geometry_tables import GeometryRow, Given
 
 GEOMETRY = "geometry"
 GEOMETRY_RL = "geometry_rl"
@@ -91,8 +91,20 @@ def write_geometry(folder: Path, settings: GeometrySettings) -> None:
     from toolkits.data import demo_model, geometry_tables
     from toolkits.data.demo_texts import geometry_texts
 
+    splits = make_splits(settings)
+    for split, rows in splits.items():
+        geometry_tables.write_rows(rows, split, folder / f"{split}.parquet")
+    shape = demo_model.DemoShape(image_side=settings.side)
+    parameters = demo_model.write_model(folder / "model", geometry_texts(splits["train"]), shape, settings.seed)
+    write_marker(folder, {**made_from(settings), "parameters": parameters})
+
+
+def make_splits(settings: GeometrySettings) -> dict[str, list[GeometryRow]]:
+    """The rows of "train" and "test". Raises ValueError as ``write_geometry``."""
+    from toolkits.data import geometry_tables
+
     kinds = geometry_tables.choose_kinds(settings.kinds, settings.max_level, settings.given)
-    splits = {
+    return {
         split: geometry_tables.make_rows(
             split,
             count,
@@ -104,8 +116,3 @@ def write_geometry(folder: Path, settings: GeometrySettings) -> None:
         )
         for split, count in (("train", settings.train_rows), ("test", settings.test_rows))
     }
-    for split, rows in splits.items():
-        geometry_tables.write_rows(rows, split, folder / f"{split}.parquet")
-    shape = demo_model.DemoShape(image_side=settings.side)
-    parameters = demo_model.write_model(folder / "model", geometry_texts(splits["train"]), shape, settings.seed)
-    write_marker(folder, {**made_from(settings), "parameters": parameters})

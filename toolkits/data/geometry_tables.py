@@ -39,6 +39,8 @@ from toolkits.data.geometry_work import solution
 
 Given = Literal["picture", "text"]
 """Where the values stand."""
+Chat = list[dict[str, str]]
+"""Messages: ``{"role", "content"}`` each."""
 LEVELS = (LEVEL_1, LEVEL_2, LEVEL_3, LEVEL_4)
 KINDS: Mapping[str, Callable[[random.Random], Problem]] = {kind.__name__: kind for kinds in LEVELS for kind in kinds}
 """Every kind of problem by its name, easy to hard."""
@@ -160,25 +162,33 @@ def worked(row: GeometryRow) -> str:
     return solution(row.kind, row.numbers, row.square, target_text(row.answer))
 
 
-def columns_of(rows: Sequence[GeometryRow], split: str) -> dict[str, list[Any]]:
-    """Columns problem, answer, taught, images, messages, kind, level; one entry a row."""
-    problems = [f"<image>{row.question}" for row in rows]
+def asked(row: GeometryRow) -> str:
+    """What the user says: the problem behind the place of its picture."""
+    return f"<image>{row.question}"
+
+
+def one_turn(row: GeometryRow) -> Chat:
+    """The problem, and the assistant's worked answer."""
+    return [{"role": "user", "content": asked(row)}, {"role": "assistant", "content": worked(row)}]
+
+
+def columns_of(rows: Sequence[GeometryRow], split: str, chat: Callable[[GeometryRow], Chat]) -> dict[str, list[Any]]:
+    """Columns problem, answer, taught, images, messages, kind, level; one entry a row. chat: of a row's messages."""
     return {
-        "problem": problems,
+        "problem": [asked(row) for row in rows],
         "answer": [row.answer for row in rows],
         "taught": [row.taught for row in rows],
         "images": [[{"bytes": row.png, "path": f"{split}_{number}.png"}] for number, row in enumerate(rows)],
-        "messages": [
-            [{"role": "user", "content": problem}, {"role": "assistant", "content": worked(row)}]
-            for problem, row in zip(problems, rows, strict=True)
-        ],
+        "messages": [chat(row) for row in rows],
         "kind": [row.kind for row in rows],
         "level": [LEVEL_OF[row.kind] for row in rows],
     }
 
 
-def write_rows(rows: Sequence[GeometryRow], split: str, path: Path) -> None:
-    """Writes ``rows`` with the feature types of ``datasets`` in the schema's metadata."""
+def write_rows(
+    rows: Sequence[GeometryRow], split: str, path: Path, chat: Callable[[GeometryRow], Chat] = one_turn
+) -> None:
+    """Writes ``rows`` with the feature types of ``datasets`` in the schema's metadata. chat: of a row's messages."""
     from datasets import Features, Image, List, Value
 
     text = Value("string")
@@ -194,5 +204,5 @@ def write_rows(rows: Sequence[GeometryRow], split: str, path: Path) -> None:
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns_of(rows, split), schema=features.arrow_schema)
+    table = pa.table(columns_of(rows, split, chat), schema=features.arrow_schema)
     pq.write_table(table, path, row_group_size=ROW_GROUP)

@@ -5,6 +5,8 @@
     python toolkits/data/make_demo.py geometry_rl [--out .demo] [--force]    those that the demo of RL learns from
     python toolkits/data/make_demo.py warmup [--out .demo] [--force]         the same, and trains the model that RL
                                                                              starts from (a few minutes)
+    python toolkits/data/make_demo.py geometry_tool [--out .demo] [--force]  those of the demo of multi-turn RL
+    python toolkits/data/make_demo.py tool_warmup [--out .demo] [--force]    the same, and trains its model
 
     OUT/easy_vqa/messages/{train,test}.parquet   question, answer, image, image_id
     OUT/easy_vqa/robo2vlm/{train,test}.parquet   id, question, choices, correct_answer, image
@@ -15,6 +17,7 @@
     OUT/geometry/demo.json                       the geometry's own completion marker
     OUT/geometry_rl/                             as geometry/: fewer kinds, values in the text
     OUT/geometry_rl/warm/                        model/ after the warm-up, log/ of it, demo.json
+    OUT/geometry_tool/, OUT/geometry_tool/warm/  as geometry_rl/, the messages being conversations with a tool
 
 Dataflow: the package easy-vqa (MIT licence, Victor Zhou; installed, nothing is downloaded), or problems that are drawn
 -> tables and texts -> tokenizer -> model; all of it written into a folder beside OUT, which is then renamed to OUT.
@@ -42,7 +45,7 @@ if __name__ == "__main__":
 
 from toolkits.data.demo_folder import is_made_from, put_in_place, read_marker, write_marker
 from toolkits.data.demo_texts import vqa_texts
-from toolkits.data.demo_warmup import CONFIG, WARM, WarmUpFailed, warmed_from, write_warm_up
+from toolkits.data.demo_warmup import CONFIG, TOOL_CONFIG, WARM, WarmUpFailed, warmed_from, write_warm_up
 from toolkits.data.geometry_demo import (
     GEOMETRY,
     GEOMETRY_RL,
@@ -52,13 +55,15 @@ from toolkits.data.geometry_demo import (
     made_from,
     write_geometry,
 )
+from toolkits.data.geometry_tool import GEOMETRY_TOOL, tool_made_from, write_geometry_tool
 
 VERSION = 1
 """Raised when the content of the easy-VQA demo changes."""
 SEED = 0
 EASY_VQA = "easy_vqa"
 WARM_UP = "warmup"
-NESTED = (GEOMETRY, GEOMETRY_RL)
+TOOL_WARM_UP = "tool_warmup"
+NESTED = (GEOMETRY, GEOMETRY_RL, GEOMETRY_TOOL)
 """Demos that stand in easy-VQA's folder."""
 
 logger = logging.getLogger("make_demo")
@@ -93,13 +98,19 @@ def make_geometry_rl(out: Path, settings: GeometrySettings = RL_SETTINGS, *, for
     return put_in_place(folder, lambda aside: write_geometry(aside, settings), force=force or stale)
 
 
-def make_warm_up(out: Path, *, force: bool = False, config: Path = CONFIG) -> bool:
-    """Makes the model that RL starts from in ``out``/geometry_rl/warm; False where it was there already.
+def make_geometry_tool(out: Path, settings: GeometrySettings = RL_SETTINGS, *, force: bool = False) -> bool:
+    """Makes what multi-turn RL learns from in ``out``/geometry_tool; otherwise as ``make_geometry_rl``."""
+    folder = out / GEOMETRY_TOOL
+    stale = not is_made_from(folder, tool_made_from(settings))
+    return put_in_place(folder, lambda aside: write_geometry_tool(aside, settings), force=force or stale)
 
-    One that was made from other rows or another ``config`` is replaced. Needs ``make_geometry_rl``. Raises
-    WarmUpFailed.
+
+def make_warm_up(out: Path, demo: str = GEOMETRY_RL, *, force: bool = False, config: Path = CONFIG) -> bool:
+    """Makes the model that RL starts from in ``out``/``demo``/warm; False where it was there already.
+
+    One that was made from other rows or another ``config`` is replaced. Needs the demo. Raises WarmUpFailed.
     """
-    data = out / GEOMETRY_RL
+    data = out / demo
     stale = not is_made_from(data / WARM, warmed_from(data, config))
     return put_in_place(data / WARM, lambda aside: write_warm_up(aside, data, config), force=force or stale)
 
@@ -150,10 +161,17 @@ def _make(options: argparse.Namespace) -> None:
         _tell(out / GEOMETRY, make_geometry(out, settings, force=force), started)
     elif options.demo == GEOMETRY_RL:
         _tell(out / GEOMETRY_RL, make_geometry_rl(out, force=force), started)
-    else:
+    elif options.demo == GEOMETRY_TOOL:
+        _tell(out / GEOMETRY_TOOL, make_geometry_tool(out, force=force), started)
+    elif options.demo == WARM_UP:
         if make_geometry_rl(out):
             _tell(out / GEOMETRY_RL, True, started)
         _tell(out / GEOMETRY_RL / WARM, make_warm_up(out, force=force), started)
+    else:
+        if make_geometry_tool(out):
+            _tell(out / GEOMETRY_TOOL, True, started)
+        made = make_warm_up(out, GEOMETRY_TOOL, force=force, config=TOOL_CONFIG)
+        _tell(out / GEOMETRY_TOOL / WARM, made, started)
 
 
 def _tell(folder: Path, made: bool, started: float) -> None:
@@ -166,7 +184,7 @@ def _tell(folder: Path, made: bool, started: float) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make the demo data and model.")
-    demos = (EASY_VQA, GEOMETRY, GEOMETRY_RL, WARM_UP)
+    demos = (EASY_VQA, GEOMETRY, GEOMETRY_RL, WARM_UP, GEOMETRY_TOOL, TOOL_WARM_UP)
     parser.add_argument("demo", nargs="?", choices=demos, default=EASY_VQA, help="default: easy_vqa")
     parser.add_argument("--out", type=Path, default=Path(".demo"), help="folder of the demos (default: .demo)")
     parser.add_argument("--force", action="store_true", help="make it anew where a completed demo is there")

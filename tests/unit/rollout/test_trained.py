@@ -14,11 +14,11 @@ from tests.rollouts import rollout, scored
 
 def test_each_answer_has_its_own_tokens(tmp_path: Path):
     answers = answers_of([rollout(3, 1, length=2), rollout(4, 0, length=0), rollout(4, 1, length=1)],
-                         [1 / 3, -2.0, 5e-9], [-0.1234567891, -1e-12, -700.0])  # fmt: skip
+                         [1 / 3, -2.0, 5e-9], [-0.123456789123, -1e-12, -700.0])  # fmt: skip
     write_rollouts(tmp_path / "rollouts", 2, [scored()])
     write_trained(tmp_path / "rollouts", 2, answers)
     assert read_trained(tmp_path, 2) == {
-        (3, 1): TrainedTokens(advantages=(0.333333, -2.0), logprobs=(-0.123457, -1e-12)),
+        (3, 1): TrainedTokens(advantages=(0.333333333, -2.0), logprobs=(-0.123456789, -1e-12)),
         (4, 0): TrainedTokens(advantages=(), logprobs=()),
         (4, 1): TrainedTokens(advantages=(5e-9,), logprobs=(-700.0,)),
     }
