@@ -209,7 +209,7 @@ def write_report(folder: Path) -> None:
     is no fault of the run."""
     command = [sys.executable, str(ROOT / "toolkits" / "report" / "make_report.py"), str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=REPORT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=REPORT_S, check=False)
         said, trouble = done.stdout.strip(), done.stderr.strip() if done.returncode else ""
         if done.returncode and not trouble:
             trouble = f"it ended with status {done.returncode}"

@@ -24,7 +24,7 @@ def is_dotted(name: str) -> bool:
 
 
 def load_dotted(path: str) -> Any:
-    """Imports ``pkg.module:Thing``; raises ValueError that names the part that is missing."""
+    """Imports ``pkg.module:Thing``; raises ValueError that names the part that is missing or broken."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"{path!r} is not of the form 'package.module:Thing'")
@@ -32,6 +32,9 @@ def load_dotted(path: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path!r}: no module named {error.name!r} (is it on PYTHONPATH?)") from error
+    except (ImportError, SyntaxError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path!r}: module {module_name!r} cannot be imported ({reason}); mend it") from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:

@@ -78,10 +78,22 @@ class Troubled(Showing):
         time.sleep(1000)
 
     def spins(self, found: Any) -> Any:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 3
         while time.monotonic() < end:
             pass
         return found
+
+    def runs_out(self, found: Any) -> Any:
+        return next(iter(()))
+
+    def loses_its_server(self, found: Any) -> Any:
+        raise TimeoutError("no answer")
+
+    def is_blank(self, found: Any) -> Any:
+        return {"picture": Image.new("RGB", (0, 5))}, False, {}
+
+    def is_vast(self, found: Any) -> Any:
+        return {"picture": Image.new("L", (20_000, 4_000))}, False, {}
 
     def gives_nothing(self, found: Any) -> Any:
         return None
@@ -109,6 +121,39 @@ class Troubled(Showing):
         return super().format_observation(observation)
 
 
+class AwaitedTrouble(Showing):
+    """Does in its second step, a coroutine, what args["trouble"] says."""
+
+    async def step(self, response_text: str) -> tuple[Any, bool, dict[str, Any]]:
+        found = super().step(response_text)
+        if len(self.heard) == 2:
+            await getattr(self, self.args["trouble"])()
+        return found
+
+    async def waits(self) -> None:
+        await asyncio.sleep(1000)
+
+    async def blocks(self) -> None:
+        time.sleep(20)
+
+    async def will_not_stop(self) -> None:
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                await asyncio.sleep(0.1)
+            except asyncio.CancelledError:
+                continue
+
+    async def is_cancelled(self) -> None:
+        raise asyncio.CancelledError
+
+    async def leaves(self) -> None:
+        raise SystemExit(3)
+
+    async def loses_its_server(self) -> None:
+        raise TimeoutError("no answer")
+
+
 class NotClosing(Showing):
     """Raises when it is closed."""
 
@@ -130,3 +175,7 @@ def troubled(*, sample: EnvSample, args: Mapping[str, Any]) -> Troubled:
 
 def not_closing(*, sample: EnvSample, args: Mapping[str, Any]) -> NotClosing:
     return NotClosing(sample, args)
+
+
+def without_server(*, sample: EnvSample, args: Mapping[str, Any]) -> Showing:
+    raise ConnectionRefusedError("no server")

@@ -6,9 +6,11 @@
     format_observation(observation) -> message            of each observation that the policy is to see
     close()
 
-Each of the four methods may be a coroutine function. A message is a chat message: ``{"role": "user" or "tool",
-"content": text}``, or a content that lists ``{"type": "text", "text": ..}`` and ``{"type": "image", "image": ..}``, an
-image being whatever a row's image may be (a PIL image, bytes, a path, a data URL).
+Each of the four methods may be a coroutine function. A process's environments share one event loop for theirs, from
+step to step of the run, and one that blocks it costs the others their time; all else runs in threads. A message is a
+chat message: ``{"role": "user" or "tool", "content": text}``, or a content that lists ``{"type": "text", "text": ..}``
+and ``{"type": "image", "image": ..}``, an image being whatever a row's image may be (a PIL image, bytes, a path, a data
+URL).
 
 Invariants: an environment is given what the policy said, without special tokens, and never whole conversations; an
 observation that is None or empty is not shown; what a step tells in ``info`` is plain data for the reward
@@ -33,7 +35,8 @@ Message: TypeAlias = Mapping[str, Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSample:
     """What an environment is made for. row: its number; question, answer, choices: of the row; images: its pictures,
-    decoded, RGB, in order; evaluation: whether the answer is for an evaluation."""
+    decoded, RGB, in order, and the engine's too: copy one to draw on it; evaluation: whether the answer is for an
+    evaluation."""
 
     row: int
     question: str

@@ -7,12 +7,13 @@
 
 Invariant: names and numbers are those that the run itself logs, since the same functions make both. What is taken from
 metrics.jsonl is what the run said, with the words that it looked for. Steps that were recorded and then trained anew by
-a resumed start are there once. Nothing is written.
+a resumed start are there once. A figure that is not finite is not there. Nothing is written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,8 +112,21 @@ def _summary(
 ) -> dict[str, float]:
     generated = [record for record in records if isinstance(record, AnsweredRecord)]
     if generated or not records:
-        return summarise(generated, split=split, words=words, setting_ks=setting_ks)
-    return summarise_closed([record for record in records if isinstance(record, EvalRecord)])
+        return summarise(generated, split=split, words=words, setting_ks=_fitting(setting_ks, generated))
+    return _finite(summarise_closed([record for record in records if isinstance(record, EvalRecord)]))
+
+
+def _fitting(setting_ks: Mapping[str, int | None], records: Sequence[AnsweredRecord]) -> dict[str, int | None]:
+    """Without the k that ask for more answers than there are: a later start may have asked for more than this one."""
+    counts = {name: [len(record.settings.get(name, ())) for record in records] for name in setting_ks}
+    return {
+        name: k if k is None or all(count >= k for count in counts[name] if count) else None
+        for name, k in setting_ks.items()
+    }
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _of_step(line: Mapping[str, float]) -> dict[str, float]:
@@ -132,7 +146,7 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(step := line.pop("step", None), int):
                 numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
-                found.setdefault(step, {}).update(numbers)
+                found.setdefault(step, {}).update(_finite(numbers))
     return found
 
 
@@ -148,7 +162,8 @@ def _asked(folder: Path) -> Asked:
             raise UserError(f"{file} is not the config of a run ({' '.join(str(error).split())})") from error
         algorithm = tree.get("algorithm") if isinstance(tree, dict) else None
         options: dict[str, Any] = algorithm if isinstance(algorithm, dict) else {}
-        words = options.get("reflection_words", words)
-        settings = options.get("eval_settings") or ()
+        given, settings = options.get("reflection_words"), options.get("eval_settings")
+        words = given if isinstance(given, list) else words
+        settings = settings if isinstance(settings, list) else ()
         setting_ks |= {one["name"]: one.get("k") for one in settings if isinstance(one, dict) and "name" in one}
     return Asked(words=tuple(words), setting_ks=setting_ks)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlinf_vlm.envs.protocol import BuildEnv, EnvSample
+from rlinf_vlm.rollout.coroutines import Coroutines
 from rlinf_vlm.rollout.dialogue import Dialogue, Said
 from rlinf_vlm.rollout.environments import EnvironmentFailed, TimedEnvironment
 from rlinf_vlm.rollout.observations import ShownMessage
@@ -47,15 +48,21 @@ class Ended:
 
 
 async def converse(
-    dialogue: Dialogue, build: BuildEnv, sample: EnvSample, args: dict[str, Any], speak: Speak, limits: TurnLimits
+    dialogue: Dialogue,
+    build: BuildEnv,
+    sample: EnvSample,
+    args: dict[str, Any],
+    speak: Speak,
+    limits: TurnLimits,
+    coroutines: Coroutines,
 ) -> Ended:
-    """Holds one conversation; ``dialogue`` has its turns afterwards.
+    """Holds one conversation; ``dialogue`` has its turns afterwards. coroutines: where those of environments run.
 
     What the environment does wrong ends it with the outcome env_error; what the engine does wrong is raised. The
     environment is closed in every case.
     """
     try:
-        environment = await TimedEnvironment.open(build, sample, args, limits.seconds)
+        environment = await TimedEnvironment.open(build, sample, args, limits.seconds, coroutines)
     except EnvironmentFailed as error:
         return Ended(outcome=ENV_ERROR, detail=str(error))
     closing = ""

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from rlinf_vlm.data.images import load_image
+from rlinf_vlm.data.images import image_size, load_image
 from rlinf_vlm.types import ImagePart, Message, RowError
 
 ROLES = ("user", "tool", "system")
+MOST_PIXELS = 1 << 26
+"""Of a picture, 8192 x 8192: to read a larger one takes engine and trainer seconds each; models are shown less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,11 @@ def read_message(found: Any) -> ShownMessage:
 
 
 def as_png(ref: Any) -> bytes:
-    """The content of a PNG file of an image, see ``load_image``. Raises RowError where it cannot be read."""
+    """The content of a PNG file of an image, see ``load_image``. Raises RowError where it cannot be read, has no pixels
+    or too many."""
+    width, height = image_size(ref)
+    if not 0 < width * height <= MOST_PIXELS:
+        raise RowError(f"a picture of {width} x {height} pixels has none, or more than {MOST_PIXELS:,}")
     stream = BytesIO()
     load_image(ref).save(stream, format="PNG", compress_level=1)
     return stream.getvalue()

@@ -25,6 +25,18 @@ from rlinf_vlm.types import UserError
 
 GROUP_ESTIMATORS = ("grpo", "grpo_no_std", "rloo", "reinpp_baseline")
 """Advantages that compare the answers of a group."""
+MISMADE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What an environment that is made of wrong options, or on a wrong machine, may raise."""
 
 
 def check_rl(config: Config) -> None:
@@ -73,12 +85,14 @@ def _check_environment(config: Config) -> None:
     sample = EnvSample(row=0, question="", answer="0", images=(Image.new("RGB", (56, 56)),))
     for key, options in (("env.options", env.options), ("env.eval_options", {**env.options, **env.eval_options})):
         try:
-            made = make_env(build, sample, options)
-        except (TypeError, ValueError, KeyError) as error:
-            raise UserError(f"env.name={env.name!r} with {key}={options}: {type(error).__name__}: {error}") from error
-        close = made.close()
-        if inspect.iscoroutine(close):
-            close.close()  # nothing was begun that would have to be ended
+            closing = make_env(build, sample, options).close()
+        except UserError as error:  # which tells of env.options, the only ones that an environment knows of
+            raise UserError(str(error).replace("env.options", key)) from None
+        except MISMADE as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"env.name={env.name!r} with {key}={options}: {reason}") from error
+        if inspect.iscoroutine(closing):
+            closing.close()  # nothing was begun that would have to be ended
     if env.max_new_tokens is not None and env.max_new_tokens > config.algorithm.sampling_params.max_new_tokens:
         raise UserError(
             f"env.max_new_tokens={env.max_new_tokens} of a turn is more than algorithm.sampling_params.max_new_tokens="

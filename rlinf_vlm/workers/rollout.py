@@ -31,6 +31,7 @@ from rlinf_vlm.data.turns import TurnRenderer
 from rlinf_vlm.envs import find_builder
 from rlinf_vlm.envs.protocol import EnvSample
 from rlinf_vlm.rollout.converse import TurnLimits, converse
+from rlinf_vlm.rollout.coroutines import Coroutines
 from rlinf_vlm.rollout.dialogue import Dialogue, ObservationLimits, Said
 from rlinf_vlm.rollout.prompts import Prompt, PromptReader, RowPrompt, banned_ids
 from rlinf_vlm.rollout.records import Answers, DroppedPrompt, PromptRef, Rollout, Sampling, Split
@@ -70,6 +71,7 @@ class RolloutWorker:
         self.config = config
         self._on_gpu = torch.device(context.device).type == "cuda"
         self._engine: Engine | None = None
+        self._coroutines = Coroutines()
         self._version: int | None = None
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if context.num_threads:
@@ -143,7 +145,8 @@ class RolloutWorker:
             self.engine.sleep()
 
     def close(self) -> None:
-        """Ends the engine."""
+        """Ends the engine, and what environments still do."""
+        self._coroutines.close()
         if self._engine is not None:
             self._engine.close()
 
@@ -210,9 +213,8 @@ class RolloutWorker:
             images=asked.prompt.images,
             evaluation=split != "train",
         )
-        ended = await converse(
-            dialogue, self._build_env, sample, env_options(config.env, split), speak, turn_limits(config, sampling)
-        )
+        args, limits = env_options(config.env, split), turn_limits(config, sampling)
+        ended = await converse(dialogue, self._build_env, sample, args, speak, limits, self._coroutines)
         assert self._version is not None, "an engine that answers has been pushed to"
         return Rollout(
             row=ref.row,

@@ -3,7 +3,8 @@ const report = JSON.parse(document.getElementById("data").textContent);
 const tip = document.getElementById("tip");
 const view = { axis: "step", smooth: 0, hidden: new Set() };
 const COLOURS = 8;
-const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2"];
+const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2"]; // of lines of several groups, and beyond the colours
+const dashOf = (number, several) => DASHES[(several ? number : Math.floor(number / COLOURS)) % DASHES.length];
 const MARGIN = { left: 52, right: 10, top: 8, bottom: 30 };
 
 function make(tag, settings = {}, ...children) {
@@ -67,7 +68,7 @@ function curvesOf(panel, groups) {
       series, group,
       label: several ? (panel.lines.length > 1 ? report.groups[group].label + ": " + line.label : report.groups[group].label) : line.label,
       colour: `var(--c${(several ? group : number) % COLOURS})`,
-      dash: several ? DASHES[number % DASHES.length] : "",
+      dash: dashOf(number, several),
       x: series.x.map((step, index) => place(group, (step + ends[index]) / 2)),
       y: series.y, smooth: view.smooth > 0 && series.y.length > 2 && !panel.stacked ? smoothed(series.y, view.smooth) : null,
     });
@@ -160,7 +161,7 @@ function drawPlot(host, panel, groups) {
   const px = (value) => MARGIN.left + (value - x0) / (x1 - x0) * (right - MARGIN.left);
   const py = (value) => value === null || (log && value <= 0) ? null : bottom - ((log ? Math.log10(value) : value) - y0) / (y1 - y0) * (bottom - MARGIN.top);
   drawAxes(svg, { x0, x1, y0, y1, px, log, right, bottom });
-  for (const curve of curves) drawCurve(svg, curve, px, py, panel.stacked);
+  for (const curve of curves) drawCurve(svg, curve, px, py, panel.stacked, Math.min(1, 4 / curves.length));
   hover(svg, panel, curves, px, py, width, bottom);
 }
 
@@ -179,7 +180,7 @@ function drawAxes(svg, { x0, x1, y0, y1, px, log, right, bottom }) {
     make("text", { x: right, y: bottom + 28, "text-anchor": "end" }, view.axis));
 }
 
-function drawCurve(svg, curve, px, py, stacked) {
+function drawCurve(svg, curve, px, py, stacked, faint) { // faint: of bands, since many would hide the lines
   const xs = curve.x.map(px), style = `stroke:${curve.colour};fill:none`;
   if (stacked) {
     const wide = xs.length > 1 ? xs : [MARGIN.left, xs[0] * 2 - MARGIN.left];
@@ -188,9 +189,9 @@ function drawCurve(svg, curve, px, py, stacked) {
     return;
   }
   const { lo, hi } = curve.series;
-  if (lo && xs.length > 1) svg.append(make("path", { class: "band", d: areas(xs, lo.map((value) => value === null ? null : py(value) ?? py(curve.y.find((one) => one > 0))), hi.map(py)), style: `fill:${curve.colour}`, opacity: 0.16 }));
+  if (lo && xs.length > 1) svg.append(make("path", { class: "band", d: areas(xs, lo.map((value) => value === null ? null : py(value) ?? py(curve.y.find((one) => one > 0))), hi.map(py)), style: `fill:${curve.colour}`, opacity: 0.16 * faint }));
   if (lo && xs.length <= 12) lo.forEach((value, index) => {
-    if (value !== null && hi[index] !== null && py(value) !== null) svg.append(make("line", { x1: xs[index], x2: xs[index], y1: py(value), y2: py(hi[index]), style, opacity: 0.6 }));
+    if (value !== null && hi[index] !== null && py(value) !== null) svg.append(make("line", { x1: xs[index], x2: xs[index], y1: py(value), y2: py(hi[index]), style, opacity: 0.6 * faint }));
   });
   const line = (values, opacity) => svg.append(make("path", { class: "curve", d: path(xs.map((x, index) => [x, py(values[index])])), style, "stroke-width": 1.7, "stroke-dasharray": curve.dash, "stroke-linejoin": "round", opacity }));
   if (curve.smooth) line(curve.y, 0.25);
@@ -265,10 +266,10 @@ function legend(panel) {
   const keys = panel.lines.map((line, number) => {
     const style = several ? "stroke:var(--quiet)" : `stroke:var(--c${number % COLOURS})`;
     const swatch = make("svg", { width: 24, height: 10, "aria-hidden": "true" },
-      make("line", { x1: 0, x2: 24, y1: 5, y2: 5, style, "stroke-width": panel.stacked ? 8 : 2.4, "stroke-dasharray": several ? DASHES[number % DASHES.length] : "" }));
+      make("line", { x1: 0, x2: 24, y1: 5, y2: 5, style, "stroke-width": panel.stacked ? 8 : 2.4, "stroke-dasharray": dashOf(number, several) }));
     return make("span", {}, swatch, line.label);
   });
-  return make("div", { class: "legend" }, ...(panel.lines.length > 1 ? keys : []));
+  return make("div", { class: "legend" }, ...(panel.lines.length > 1 || panel.lines[0].label !== panel.title ? keys : []));
 }
 
 function addPanel(host, panel) {

@@ -1,4 +1,4 @@
-"""Which steps, and which samples of a step, the page has room for. Pure functions."""
+"""Which steps, which samples of a step, and how much of a text the page has room for. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 Thing = TypeVar("Thing")
+
+LONGEST_TEXT = 20_000
+"""Characters of one text in the page: what is longer is not read there."""
 
 
 def evenly(things: Sequence[Thing], most: int) -> list[Thing]:
@@ -27,3 +30,12 @@ def whole_groups(groups: Sequence[Sequence[Thing]], most: int) -> list[Thing]:
     largest = max(len(group) for group in groups)
     kept = evenly(groups, max(1, most // largest))
     return [one for group in kept for one in group][:most]
+
+
+def shortened(text: str, most: int = LONGEST_TEXT) -> str:
+    """``text``; of a longer one than ``most`` characters the beginning, the end, and between them what is left out."""
+    left = len(text) - most
+    if left <= 0:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n[.. {left:,} characters are left out here ..]\n{text[left + half :]}"

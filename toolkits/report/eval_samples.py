@@ -3,8 +3,8 @@
     eval/step_N.jsonl, eval/test_step_N.jsonl --eval_files--> EvalFile --eval_samples--> dicts as in ``samples``
 
 A row gives a sample for its greedy answer (or, of supervised fine-tuning, its prediction), and one for each sampled
-answer. Tokens are not on record there, so there are none to colour. A line that cannot be read is passed over and
-counted.
+answer; a conversation has its turns. Tokens and the pictures of environments are not on record there. A line that
+cannot be read is passed over and counted; a field that is not what it should be is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkits.report.choosing import evenly
+from toolkits.report.choosing import evenly, shortened
 from toolkits.report.curves import rounded
 
 _NAME = re.compile(r"(test_)?step_(\d+)\.jsonl")
@@ -79,8 +79,7 @@ def _answers(file: EvalFile, line: Mapping[str, Any]) -> Iterator[dict[str, Any]
 def _sample(
     file: EvalFile, row: Mapping[str, Any], answer: Mapping[str, Any], setting: str, member: int
 ) -> dict[str, Any]:
-    said = answer.get("prediction", answer.get("text"))
-    status = answer.get("status", "ok")
+    status = str(answer.get("status", "ok"))
     truncated = answer.get("finish_reason") == "length"
     made: dict[str, Any] = {
         "set": "test" if file.split == "test" else "evaluation",
@@ -89,22 +88,40 @@ def _sample(
         "setting": setting,
         "member": member,
         "status": status,
-        "detail": answer.get("detail", ""),
-        "outcome": answer.get("outcome", "truncated" if truncated else "completed"),
+        "detail": shortened(str(answer.get("detail", ""))),
+        "outcome": str(answer.get("outcome", "truncated" if truncated else "completed")),
         "verdict": _verdict(status, answer.get("correct")),
         "length": answer.get("num_tokens"),
-        "question": row.get("question", ""),
-        "answer": row.get("answer", ""),
-        "turns": [{"text": str(said), "finish": answer.get("finish_reason", "stop")}],
+        "question": shortened(str(row.get("question", ""))),
+        "answer": shortened(str(row.get("answer", ""))),
+        "turns": _turns(answer, "length" if truncated else "stop"),
     }
-    if isinstance(answer.get("reward"), int | float):
-        made["reward"] = rounded(float(answer["reward"]))
+    made |= _numbers({name: answer.get(name) for name in ("reward", "loss")})
     parts = answer.get("parts")
     if isinstance(parts, Mapping):
-        made["parts"] = {name: rounded(float(value)) for name, value in parts.items()}
-    if isinstance(answer.get("loss"), int | float):
-        made["loss"] = rounded(float(answer["loss"]))
+        made["parts"] = _numbers(parts)
     return made
+
+
+def _turns(answer: Mapping[str, Any], finish: str) -> list[dict[str, Any]]:
+    """What was said, and what the environment showed before it; only the last turn can have been cut off."""
+    recorded = answer.get("turns")
+    turns = [turn for turn in recorded if isinstance(turn, Mapping)] if isinstance(recorded, list) else []
+    if not turns:
+        turns = [{"text": answer.get("prediction", answer.get("text"))}]
+    made = []
+    for number, turn in enumerate(turns, start=1):
+        one = {"text": shortened(str(turn.get("text", ""))), "finish": finish if number == len(turns) else "stop"}
+        if turn.get("observation"):
+            one["observation"] = shortened(str(turn["observation"]))
+        made.append(one)
+    return made
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are finite numbers, rounded."""
+    found = {name: rounded(float(value)) for name, value in values.items() if isinstance(value, int | float)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _verdict(status: str, correct: object) -> str:

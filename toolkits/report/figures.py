@@ -44,19 +44,20 @@ def write_figures(panels: Sequence[Panel], groups: Sequence[Group], folder: Path
 
 def _draw_lines(axis: Any, panel: Panel, groups: Sequence[Group]) -> None:
     drawn = 0
+    faint = 0.15 * min(1.0, 4 / max(1, len(panel.lines) * len(groups)))  # many bands would hide the lines
     for place, line in enumerate(panel.lines):
         for number, (group, series) in enumerate(zip(groups, line.series, strict=True)):
             if series is None:
                 continue
             colour = COLOURS[(number if len(groups) > 1 else place) % len(COLOURS)]
-            dash = DASHES[place % len(DASHES)] if len(groups) > 1 else "-"
+            dash = DASHES[(place if len(groups) > 1 else place // len(COLOURS)) % len(DASHES)]
             marker = "o" if len(series.first) <= 12 else ""
             label = _legend(line, group, panel, groups)
             axis.plot(
                 series.middle, series.mean, color=colour, linestyle=dash, marker=marker, ms=3, lw=1.4, label=label
             )
             if series.low is not None and series.high is not None:
-                axis.fill_between(series.middle, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
+                axis.fill_between(series.middle, series.low, series.high, color=colour, alpha=faint, linewidth=0)
             drawn += 1
     values = np.concatenate([one.mean for line in panel.lines for one in line.series if one is not None])
     if panel.log and (values[np.isfinite(values)] > 0).any():
@@ -66,7 +67,7 @@ def _draw_lines(axis: Any, panel: Panel, groups: Sequence[Group]) -> None:
     axis.set(xlabel="step", title=panel.title)
     axis.title.set_fontsize(10)
     axis.grid(alpha=0.3)
-    if drawn > 1:
+    if drawn > 1 or panel.lines[0].label != panel.title:
         axis.legend(fontsize=7, loc="upper left", framealpha=0.6)
 
 

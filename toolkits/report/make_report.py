@@ -31,7 +31,7 @@ from toolkits.report.curves import epochs_of
 from toolkits.report.figures import write_figures
 from toolkits.report.groups import Group, differences, differing, flatten, group_runs, members, shown
 from toolkits.report.page import folded_html, list_html, page, table_html, text_html
-from toolkits.report.panels import make_panels
+from toolkits.report.panels import PANEL_IDS, make_panels
 from toolkits.report.records import Run, read_run
 from toolkits.report.samples import Choice, collect
 from toolkits.report.summary import Table, key_figures
@@ -51,7 +51,9 @@ def make_report(folders: Sequence[Path], out: Path | None = None, choice: Choice
     panels, others, constants = make_panels(runs, groups, samples.reward_parts)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_figures(panels, groups, out)
+        written = write_figures(panels, groups, out)
+        for stale in {out / f"{name}.png" for name in PANEL_IDS} - set(written):  # of a report made here before
+            stale.unlink(missing_ok=True)
         data = {
             "groups": [_group(runs, group) for group in groups],
             "runs": [run.label for run in runs],
@@ -79,14 +81,19 @@ def make_report(folders: Sequence[Path], out: Path | None = None, choice: Choice
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs, each once; those whose folders have one name are labelled with the folder around it."""
-    distinct = list({folder.resolve(): folder for folder in folders})
-    names = [folder.name for folder in distinct]
-    alike = [names.count(folder.name) > 1 for folder in distinct]
-    return [
-        read_run(folder, f"{folder.parent.name}/{folder.name}" if twice else folder.name)
-        for folder, twice in zip(distinct, alike, strict=True)
-    ]
+    """The runs, each once; those whose folders have one name are labelled with as many folders around it as tell them
+    apart."""
+    distinct = {folder.resolve(): folder for folder in folders}
+    return [read_run(folder, _label(resolved, list(distinct))) for resolved, folder in distinct.items()]
+
+
+def _label(folder: Path, folders: Sequence[Path]) -> str:
+    """The shortest end of the path that no other of ``folders`` has."""
+    for length in range(1, len(folder.parts)):
+        end = folder.parts[-length:]
+        if sum(other.parts[-length:] == end for other in folders) == 1:
+            return "/".join(end)
+    return str(folder)
 
 
 def _group(runs: Sequence[Run], group: Group) -> dict[str, object]:

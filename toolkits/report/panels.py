@@ -106,7 +106,7 @@ PANELS = (
             "reflection_ratio_in_correct_answers": "right answers that reflect",
             "reflection_ratio_in_incorrect_answers": "wrong answers that reflect",
             "correct_ratio_in_reflection_texts": "reflecting answers that are right",
-            "correct_ratio_in_no_reflection_texts": "other answers that are right",
+            "correct_ratio_in_no_reflection_texts": "answers without reflection that are right",
         },
         share=True,
         note="An answer reflects when it has one of the reflection words.",
@@ -167,6 +167,8 @@ PANELS = (
         words={"tokens_per_second": ""},
     ),
 )
+PANEL_IDS = frozenset({*(spec.id for spec in PANELS), "reward_parts", "step_time"})
+"""Of all panels that there can be."""
 
 
 def make_panels(
@@ -220,25 +222,28 @@ def _panel(spec: PanelSpec, names: Sequence[str], runs: Sequence[Run], groups: S
         most = sorted(names, key=lambda name: -max(_last(run.metrics.get(name)) for run in runs))[:MAX_LINES]
         note = f"{note} The {MAX_LINES} greatest of {len(names)}.".strip()
         names = [name for name in names if name in most]
+    labels, measure = _labels(spec, names)
+    title = f"{spec.title}: {measure}" if measure else spec.title
     lines = []
-    for name, label in zip(names, _labels(spec, names), strict=True):
+    for name, label in zip(names, labels, strict=True):
         series = tuple(series_of(members(runs, group), name) for group in groups)
         gaps += sum(one.gaps for one in series if one is not None)
         lines.append(Line(metric=name, label=label, series=series))
     if gaps:
         note = f"{note} {gaps} value{'s' if gaps > 1 else ''} not finite: gaps.".strip()
-    return Panel(id=spec.id, title=spec.title, note=note, lines=tuple(lines), share=spec.share, log=spec.log)
+    return Panel(id=spec.id, title=title, note=note, lines=tuple(lines), share=spec.share, log=spec.log)
 
 
-def _labels(spec: PanelSpec, names: Iterable[str]) -> list[str]:
-    """What the legend calls each of ``names``: split, setting and measure, less what all lines share."""
+def _labels(spec: PanelSpec, names: Iterable[str]) -> tuple[list[str], str]:
+    """(what the legend calls each of ``names``: split, setting and measure, less what all lines share; the measure that
+    all share, which the title, that is of several, does not say)."""
     named = [_named(spec, name) for name in names]
     shared = [len({parts[place] for parts in named}) == 1 for place in range(3)]
     labels = []
     for parts in named:
         kept = [part for part, same in zip(parts, shared, strict=True) if part and not (same and len(named) > 1)]
         labels.append(", ".join(kept or [part for part in parts if part]) or spec.title)
-    return labels
+    return labels, named[0][2] if shared[2] and len(named) > 1 else ""
 
 
 def _named(spec: PanelSpec, name: str) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from rlinf_vlm.config.schema import DataConfig
 from rlinf_vlm.data.kinds import DatasetKind, make_kind
 from rlinf_vlm.data.sources import Table, open_table
 from rlinf_vlm.types import ImagePart, RowError, UserError
+from toolkits.report.choosing import shortened
 from toolkits.report.pictures import Pictures
 from toolkits.report.records import Run
 
@@ -69,7 +70,7 @@ class RowSource:
             {
                 "role": message.role,
                 "parts": [
-                    self._pictures.add(next(images), base) if isinstance(part, ImagePart) else part
+                    self._pictures.add(next(images), base) if isinstance(part, ImagePart) else shortened(part)
                     for part in message.parts
                 ],
             }

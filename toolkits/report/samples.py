@@ -4,8 +4,9 @@
 
 A sample is one answer: a dict of plain data that the page draws (``_rollout``, ``eval_samples``). Pictures and prompts
 stand once and are referred to. Invariants: the samples of a run's step are whole groups as long as there is room;
-everything together stays below the budget, which is shared evenly among the run's steps; what was left out, or could
-not be read, is said in ``notes``. Numbers of tokens are rounded to 4 digits.
+everything together stays below the budget, prompts included, which is shared evenly among the run's steps; a long text
+has its beginning and end; what was left out, or could not be read, is said in ``notes``. Numbers of tokens are rounded
+to 4 digits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rlinf_vlm.rollout.files import read_rollouts, recorded_steps
 from rlinf_vlm.rollout.records import ScoredRollout, Turn
 from rlinf_vlm.rollout.trained import TrainedTokens, read_trained
 from rlinf_vlm.types import UserError
-from toolkits.report.choosing import evenly, whole_groups
+from toolkits.report.choosing import evenly, shortened, whole_groups
 from toolkits.report.curves import rounded
 from toolkits.report.eval_samples import EvalFile, eval_files, eval_samples
 from toolkits.report.pictures import Pictures
@@ -33,7 +34,7 @@ from toolkits.report.tokens import Decode, open_decoder, token_texts
 TOKEN_DIGITS = 4
 """Significant digits of a token's numbers."""
 BUDGET = 9 << 20
-"""Bytes of all samples as JSON."""
+"""Bytes of all samples and prompts as JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +86,9 @@ def collect(runs: Sequence[Run], choice: Choice, budget: int = BUDGET) -> Sample
         files = eval_files(run.folder, choice.evaluations)
         room = budget // len(runs) // max(1, len(chosen) + len(files))
         for step in chosen:
-            reader.keep(f"step {step}", reader.rollouts(step), room)
+            reader.keep(f"step {step}", "train", reader.rollouts(step), room)
         for file in files:
-            reader.keep(f"{file.path.parent.name}/{file.path.name}", reader.evaluation(file), room)
+            reader.keep(f"{file.path.parent.name}/{file.path.name}", file.split, reader.evaluation(file), room)
         for note in reader.finish(len(steps), chosen):
             said.setdefault(note, []).append(run.label)
     samples.notes = [note if len(who) == len(runs) else f"{', '.join(who)}: {note}" for note, who in said.items()]
@@ -137,12 +138,17 @@ class _Reader:
         """The chosen answers of an evaluation."""
         made, left = eval_samples(file, self._choice.eval_rows, self._notes)
         self._cut |= left
-        return [{"run": self._place, **one, "prompt": self._prompt(file.split, one["row"], one)} for one in made]
+        return [{"run": self._place, **one} for one in made]
 
-    def keep(self, what: str, items: Sequence[dict[str, Any]], room: int) -> None:
-        """Adds ``items`` of ``what`` to the page as long as their JSON is within ``room`` bytes."""
+    def keep(self, what: str, split: str, items: Sequence[dict[str, Any]], room: int) -> None:
+        """Adds ``items`` of ``what``, answers to rows of ``split``, and their prompts to the page as long as their JSON
+        is within ``room`` bytes."""
         for place, item in enumerate(items):
             room -= len(json.dumps(item))
+            if room >= 0:
+                prompts = len(self._samples.prompts)
+                item["prompt"] = self._prompt(split, item["row"], item)
+                room -= len(json.dumps(self._samples.prompts[prompts:]))
             if room < 0:
                 self._notes.append(f"{len(items) - place} long answers of {what} were left out.")
                 return
@@ -196,23 +202,23 @@ class _Reader:
             "reward": rounded(scored.reward),
             "parts": {name: rounded(value) for name, value in scored.parts.items()},
             "status": scored.status,
-            "detail": scored.detail,
+            "detail": shortened(scored.detail),
             "outcome": rollout.outcome,
-            "outcome_detail": rollout.outcome_detail,
+            "outcome_detail": shortened(rollout.outcome_detail),
             "verdict": verdict(scored.status, scored.reward),
             "length": len(rollout.token_ids),
-            "question": rollout.question,
-            "answer": rollout.answer,
+            "question": shortened(rollout.question),
+            "answer": shortened(rollout.answer),
             "turns": turns,
         }
         if rollout.env_info:
             item["env"] = dict(rollout.env_info)
-        return {**item, "prompt": self._prompt("train", rollout.row, item)}
+        return item
 
     def _turn(self, turn: Turn, trained: TrainedTokens | None, begin: int, end: int) -> dict[str, Any]:
-        made: dict[str, Any] = {"text": turn.text, "finish": turn.finish_reason}
+        made: dict[str, Any] = {"text": shortened(turn.text), "finish": turn.finish_reason}
         if turn.observation or turn.images:
-            made["observation"] = turn.observation
+            made["observation"] = shortened(turn.observation)
             made["images"] = [self._samples.pictures.add(image) for image in turn.images]
         if self._decode is None:
             return made

@@ -44,6 +44,22 @@ def test_dotted_paths_and_mistakes():
         make_env(build_without_close, SAMPLE, {})
 
 
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("def build_env(:\n", "SyntaxError: invalid syntax (broken_environment.py, line 1)"),
+        ("from os import no_such_thing\n", "ImportError: cannot import name 'no_such_thing'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_in_one_line(tmp_path, monkeypatch, source, why):
+    (tmp_path / "broken_environment.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as told:
+        find_builder("broken_environment:build_env")
+    assert str(told.value).startswith("env.name: 'broken_environment:build_env': module 'broken_environment' cannot be")
+    assert why in str(told.value) and "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("module", ["envs", "envs.crop_zoom", "envs.tool_calls", "envs.single_turn"])
 def test_no_environment_loads_torch_and_only_the_scoring_one_algebra(module):
     code = f"import sys, rlinf_vlm.{module}; print([m for m in ('torch', 'transformers', 'sympy') if m in sys.modules])"

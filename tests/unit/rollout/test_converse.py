@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,11 @@ from rlinf_vlm.data.rendering import Renderer, RenderOptions
 from rlinf_vlm.data.turns import TurnRenderer
 from rlinf_vlm.envs.protocol import EnvSample
 from rlinf_vlm.rollout.converse import Ended, TurnLimits, converse
+from rlinf_vlm.rollout.coroutines import Coroutines
 from rlinf_vlm.rollout.dialogue import Dialogue, ObservationLimits, Said
 from rlinf_vlm.rollout.prompts import Prompt, RowPrompt
 from rlinf_vlm.rollout.records import digest
-from tests.scripted_envs import Awaited, NotClosing, Showing, Troubled
+from tests.scripted_envs import Awaited, AwaitedTrouble, NotClosing, Showing, Troubled
 from tests.unit.data.builders import png, talk
 
 SAMPLE = EnvSample(row=0, question="", answer="")
@@ -63,12 +65,13 @@ def tell(processor):
             return made[-1]
 
         args = limits.pop("args", {})
-        settings = {"max_turns": 4, "turn_tokens": 50, "conversation_tokens": 100, "seconds": 0.5, **limits}
-        ended = asyncio.run(converse(dialogue, build, SAMPLE, args, policy, TurnLimits(**settings)))
+        settings = {"max_turns": 4, "turn_tokens": 50, "conversation_tokens": 100, "seconds": 20.0, **limits}
+        ended = asyncio.run(converse(dialogue, build, SAMPLE, args, policy, TurnLimits(**settings), run.coroutines))
         return ended, dialogue, policy, made[0]
 
-    run.prompt, run.renderer = prompt, renderer
-    return run
+    run.prompt, run.renderer, run.coroutines = prompt, renderer, Coroutines()
+    yield run
+    run.coroutines.close()
 
 
 def saying(tell, *lengths, last="stop"):
@@ -76,6 +79,11 @@ def saying(tell, *lengths, last="stop"):
     end = tell.renderer.check_template()
     script = [((*range(300, 300 + length - 1), end), "stop") for length in lengths]
     return [*script[:-1], (script[-1][0], last)]
+
+
+def patience(why):
+    """Seconds of a call: few only where they have to pass, as all calls of the conversation get no more."""
+    return 0.5 if "time_limit" in why else 20.0
 
 
 class Ten(Showing):
@@ -159,6 +167,10 @@ def test_coroutines_are_awaited_and_may_begin_with_an_observation(tell):
         ("leaves", "step raised RuntimeError: SystemExit(3)"),
         ("hangs", "step took longer than env.time_limit=0.5 seconds"),
         ("spins", "step took longer than env.time_limit=0.5 seconds"),
+        ("runs_out", "step raised RuntimeError: StopIteration()"),
+        ("loses_its_server", "step raised TimeoutError: no answer"),
+        ("is_blank", "a picture of 0 x 5 pixels"),
+        ("is_vast", "a picture of 20000 x 4000 pixels"),
         ("gives_nothing", "step gave a NoneType, not (observation, done, info) with done a bool"),
         ("shows_nothing", "step gave an empty observation, but is not done"),
         ("talks", "an observation has 10,000,000 characters, which 100 tokens cannot hold"),
@@ -168,9 +180,56 @@ def test_coroutines_are_awaited_and_may_begin_with_an_observation(tell):
     ],
 )
 def test_trouble_is_told_in_one_line_and_the_environment_is_closed(tell, trouble, why):
-    ended, dialogue, _, env = tell(Troubled, saying(tell, 2, 2, 2), args={"trouble": trouble, "always": True})
+    args = {"trouble": trouble, "always": True}
+    ended, dialogue, _, env = tell(Troubled, saying(tell, 2, 2, 2), args=args, seconds=patience(why))
     assert ended.outcome == "env_error" and ended.detail.startswith(why) and "\n" not in ended.detail
     assert len(dialogue.turns) == 2 and env.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        ("waits", "step took longer than env.time_limit=0.5 seconds"),
+        ("blocks", "step took longer than env.time_limit=0.5 seconds"),
+        ("will_not_stop", "step took longer than env.time_limit=0.5 seconds"),
+        ("is_cancelled", "step raised RuntimeError: CancelledError()"),
+        ("leaves", "step raised RuntimeError: SystemExit(3)"),
+        ("loses_its_server", "step raised TimeoutError: no answer"),
+    ],
+)
+def test_a_coroutine_cannot_hold_up_the_loop_that_waits_for_it(tell, trouble, why):
+    begun = time.monotonic()
+    ended, dialogue, _, env = tell(
+        AwaitedTrouble, saying(tell, 2, 2, 2), args={"trouble": trouble}, seconds=patience(why)
+    )
+    assert (ended.outcome, ended.detail) == ("env_error", why) and time.monotonic() - begun < 10
+    assert len(dialogue.turns) == 2 and env.closed == 1
+    assert tell(Awaited, saying(tell, 2, 2, 2))[0].outcome == "completed", "the next ones are not held up either"
+
+
+@pytest.mark.parametrize("kind", [Showing, Awaited])
+def test_one_that_is_made_too_late_or_for_nobody_is_closed(tell, kind):
+    made, limits = [], TurnLimits(max_turns=2, turn_tokens=5, conversation_tokens=5, seconds=0.2)
+    dialogue = tell(Showing, saying(tell, 2, 2, 2))[1]
+
+    def build(*, sample, args):
+        time.sleep(0.5)
+        made.append(kind(sample, args))
+        return made[-1]
+
+    async def hold(patience):
+        held = asyncio.create_task(converse(dialogue, build, SAMPLE, {}, Policy([]), limits, tell.coroutines))
+        await asyncio.sleep(patience)
+        held.cancel()
+        return (await asyncio.gather(held, return_exceptions=True))[0]
+
+    ended = asyncio.run(hold(0.4))
+    assert ended.detail == "build_env took longer than env.time_limit=0.2 seconds"
+    assert isinstance(asyncio.run(hold(0.1)), asyncio.CancelledError)
+    end = time.monotonic() + 10
+    while [env.closed for env in made] != [1, 1] and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [env.closed for env in made] == [1, 1]
 
 
 def test_an_observation_of_one_token_too_many_is_refused(tell):
@@ -206,7 +265,7 @@ def test_one_that_cannot_be_made_is_an_error_of_it(tell):
         (lambda *, sample, args: refuses(sample, args), "build_env raised KeyError: 'no such figure'"),
         (lambda *, sample, args: Bare(sample, args), "build_env raised TypeError: build_env gave a Bare without"),
     ):
-        ended = asyncio.run(converse(dialogue, build, SAMPLE, {}, no_policy, limits))
+        ended = asyncio.run(converse(dialogue, build, SAMPLE, {}, no_policy, limits, tell.coroutines))
         assert ended.outcome == "env_error" and ended.detail.startswith(why)
 
 

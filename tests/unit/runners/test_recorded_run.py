@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -218,6 +220,27 @@ def test_one_run_has_no_deviation(run, tmp_path, capsys):
     tree = json.loads((tmp_path / "out.json").read_text())
     assert tree["over_runs"] is None and tree["runs"][0]["words"] == []
     assert "±" not in capsys.readouterr().out
+
+
+def test_what_is_not_finite_is_not_there(run, tmp_path, capsys):
+    """Neither in the tables and the JSON, nor in the spread over runs."""
+    other = shutil.copytree(run, tmp_path / "other")
+    with (other / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "train/epoch": NaN, "eval/own": Infinity}\n{"step": 4, "rollout/turns": NaN}\n')
+    assert main([str(run), str(other), "--out", str(tmp_path / "out.json")]) == 0
+    assert "nan" not in capsys.readouterr().out
+    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", (tmp_path / "out.json").read_text()))
+
+
+def test_a_later_start_may_have_asked_for_more_answers(run, tmp_path):
+    """Of an evaluation with fewer there is the pass@k that it has answers for."""
+    other = shutil.copytree(run, tmp_path / "other")
+    text = (other / "config.yaml").read_text()
+    (other / "config.2.yaml").write_text(text.replace("k: 8", "k: 16"))
+    (tmp_path / "other" / "config.3.yaml").write_text("algorithm: {reflection_words: null, eval_settings: null}\n")
+    found = run_figures(other).evaluations["eval", 2]
+    assert {f"eval/high/pass@{k}" for k in (1, 2, 4, 8)} <= found.keys() and "eval/high/pass@16" not in found
+    assert text != (other / "config.2.yaml").read_text()
 
 
 def cut_rollouts(folder: Path) -> None:

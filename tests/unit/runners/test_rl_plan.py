@@ -66,10 +66,14 @@ def config(**blocks: Any) -> Config:
             {"env": {"name": "tests.scripted_envs:EnvSample"}},
             "env.name='tests.scripted_envs:EnvSample' with env.options={}",
         ),
+        (
+            {"env": {"name": "tests.scripted_envs:without_server"}},
+            "env.name='tests.scripted_envs:without_server' with env.options={}: ConnectionRefusedError: no server",
+        ),
         ({"env": {"options": {"tool": False}}}, "single_turn takes none, but has tool"),
         (
             {"env": {"name": "geo3k_tool", "eval_options": {"tol": False}}},
-            "env.options.tol=False: unknown key; did you mean tool?",
+            "env.eval_options.tol=False: unknown key; did you mean tool?",
         ),
         ({"env": {"max_new_tokens": 2000}}, "env.max_new_tokens=2000 of a turn is more than"),
         ({"env": {"max_turns": 16}}, "(env.max_turns - 1) x env.max_observation_tokens=7680 make 9216 tokens"),

@@ -171,11 +171,22 @@ def test_lines_are_called_by_what_tells_them_apart(tmp_path):
     assert labels["reflection_words"] == ["wait"]
 
 
+def test_one_measure_of_several_is_named():
+    """A panel of which only one measure is left does not look as if it were another."""
+    changing = {1: 0.1, 2: 0.5}
+    one = {"rollout__reflection_ratio": {1: 0, 2: 0}, "rollout__correct_ratio_in_no_reflection_texts": changing}
+    for metrics in (one, {**one, "eval__correct_ratio_in_no_reflection_texts": changing}):
+        (panel,), _, _ = make_panels([a_run(**metrics)], [Group(label="a", runs=(0,))])
+        assert "answers without reflection that are right" in panel.title + panel.lines[0].label
+        assert len(panel.lines) == len(metrics) - 1
+
+
 def test_parts_of_the_reward_have_a_panel():
     run = a_run(rollout__format={1: 0.1, 2: 0.5}, eval__format={2: 0.4}, rollout__reward_mean={1: 1, 2: 2})
     panels, others, _ = make_panels([run], [Group(label="a", runs=(0,))], {"format", "math"})
     assert [panel.id for panel in panels] == ["reward", "reward_parts"]
     assert [line.label for line in panels[1].lines] == ["training", "evaluation"]
+    assert panels[1].title == "Parts of the reward: format"
     assert others == []
 
 

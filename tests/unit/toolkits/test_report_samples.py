@@ -118,6 +118,38 @@ def test_the_budget_of_bytes_holds(run):
     assert any("long answers of step 1 were left out" in note for note in samples.notes)
 
 
+def test_long_texts_have_both_ends_and_prompts_count(copied, tmp_path):
+    long = "a" * 3_000_000 + "\u2028z"
+    answers = [scored(row, 0, 1.0, text=long, question=long) for row in range(1000, 1030)]
+    write_rollouts(copied / FOLDER, 20, answers)
+    samples = collect([read_run(copied)], Choice(), budget=500_000)
+    assert len(json.dumps([samples.items, samples.prompts])) < 600_000
+    shown = [item for item in samples.items if item["step"] == 20 and item["set"] == "training"]
+    assert shown and any("long answers of step 20 were left out" in note for note in samples.notes)
+    text = shown[0]["turns"][0]["text"]
+    assert text.endswith("\u2028z") and "2,980,002 characters are left out" in text
+    assert samples.prompts[shown[0]["prompt"]][0]["parts"][0] == text
+
+
+def test_an_evaluation_shows_conversations_and_only_what_is_readable(copied):
+    turns = [{"observation": "", "text": "I call"}, {"observation": "wrong, <b>again</b>", "text": "so 5"}]
+    fields = {"correct": True, "status": "ok", "finish_reason": "length", "num_tokens": 4, "outcome": "max_turns"}
+    lines = [
+        {"row": 0, "prediction": "I callso 5", "reward": 1, "parts": {"math": 1.0}, "turns": turns, **fields},
+        {"row": 1, "prediction": None, "reward": float("nan"), "parts": {"math": "x"}, "turns": 3, "outcome": 4},
+    ]
+    (copied / "eval" / "step_20.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    items = [item for item in collect([read_run(copied)], Choice()).items if item["set"] == "evaluation"]
+    talk, odd = (next(item for item in items if item["row"] == row) for row in range(2))
+    assert talk["turns"] == [
+        {"text": "I call", "finish": "stop"},
+        {"text": "so 5", "finish": "length", "observation": "wrong, <b>again</b>"},
+    ]
+    assert talk["reward"] == 1 and talk["parts"] == {"math": 1}
+    assert "reward" not in odd and odd["parts"] == {} and odd["outcome"] == "4"
+    assert [turn["text"] for turn in odd["turns"]] == ["None"]
+
+
 def test_a_model_and_rows_that_are_gone_leave_texts(small_run, tmp_path):
     folder = write_run(tmp_path / "run", small_run)
     config = (folder / "config.yaml").read_text().replace(str(small_run), str(tmp_path / "gone"))
@@ -191,9 +223,27 @@ def test_the_command_writes_page_and_pictures(run, capsys):
     assert not list((run / "report").glob("*.partial"))
 
 
+def test_a_second_report_leaves_no_chart_of_the_first(copied):
+    make_report([copied])
+    own = copied / "report" / "own.png"
+    own.write_bytes(b"mine")
+    (copied / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    make_report([copied])
+    assert {path.name for path in (copied / "report").iterdir()} == {"index.html", "loss.png", "own.png"}
+
+
 def test_a_folder_given_twice_is_one_run(run, tmp_path):
     page = make_report([run, run / ".." / run.name], tmp_path / "out")
     assert page_data(page)["runs"] == ["run"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [tmp_path / name for name in ("a/x/run", "b/x/run", "b/x/<other>")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        write_metrics(folder, [(1, {"train/loss": 1.0})])
+    page = make_report(folders, tmp_path / "out")
+    assert page_data(page)["runs"] == ["a/x/run", "b/x/run", "<other>"] and "<other>" not in page.read_text()
 
 
 def test_several_runs_are_grouped_by_settings(run, small_run, tmp_path):
