@@ -85,9 +85,8 @@ def check_config(config: Config) -> tuple[ModelFolder, int | None, int | None, i
     model = read_model_folder(config.actor.model.model_path)
     family = _check_family(config.actor.model.model_type, model)
     if config.actor.packing is True and not family.supports_packing:
-        raise UserError(
-            f"actor.packing=true, but model_type={config.actor.model.model_type!r} packs no samples; set it to auto"
-        )
+        wanted = f"actor.packing=true, but model_type={config.actor.model.model_type!r}"
+        raise UserError(f"{wanted} cannot run packed samples; set actor.packing to auto or false")
     adapted_layers(config.actor.model, model.shapes, family)
     if is_rl(config):
         check_rl(config)
