@@ -94,8 +94,8 @@ def test_resumed_it_samples_what_it_would_have_sampled(whole, config, tmp_path):
 
 
 def answers(log: Path, step: int) -> list[tuple[int, int, str]]:
-    """Row, member and text of each answer."""
-    return [(line["row"], line["member"], line["text"]) for line in rollouts(log, step)]
+    """Row, member and text of each answer, which is one turn."""
+    return [(line["row"], line["member"], line["turns"][0]["text"]) for line in rollouts(log, step)]
 
 
 def test_apart_and_on_two_ranks_the_answers_are_the_same(whole, config, tmp_path):
