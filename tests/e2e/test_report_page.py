@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,13 +31,17 @@ def pages(tmp_path_factory, small_run) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One browser for all tests."""
+def chromium() -> str:
+    """The program."""
     found = find_browser()
-    if found is None:
-        assert os.environ.get("CI") != "true", "no chromium: bash toolkits/setup/browser.sh installs it"
-        pytest.skip("no chromium on this machine (toolkits/setup/browser.sh installs it as root)")
-    with Browser(found) as started:
+    assert found is not None, "no chromium on this machine: bash toolkits/setup/browser.sh installs it, as root"
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium) -> Iterator[Browser]:
+    """One browser for all tests."""
+    with Browser(chromium) as started:
         yield started
 
 
@@ -165,13 +168,10 @@ def test_a_run_of_one_step_and_one_without_rollouts_have_curves(browser, pages, 
         assert "no recorded answers" in text(browser, "#samples")
 
 
-def test_dark_and_light_have_readable_text(pages):
-    found = find_browser()
-    if found is None:
-        pytest.skip("no chromium on this machine (toolkits/setup/browser.sh installs it as root)")
+def test_dark_and_light_have_readable_text(pages, chromium):
     shades = []
     for dark in (False, True):
-        with Browser(found, dark=dark) as other:
+        with Browser(chromium, dark=dark) as other:
             other.open(pages["one"])
             style = other.value(
                 "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
@@ -181,11 +181,8 @@ def test_dark_and_light_have_readable_text(pages):
     assert shades[1][0] > 600 > 200 > shades[1][1]
 
 
-def test_a_narrow_window_scrolls_down_only(pages):
-    found = find_browser()
-    if found is None:
-        pytest.skip("no chromium on this machine (toolkits/setup/browser.sh installs it as root)")
-    with Browser(found, width=600) as other:
+def test_a_narrow_window_scrolls_down_only(pages, chromium):
+    with Browser(chromium, width=600) as other:
         other.open(pages["one"])
         assert other.value("document.documentElement.scrollWidth <= innerWidth")
 
